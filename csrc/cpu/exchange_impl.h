@@ -1,0 +1,6 @@
+// Everything that one instruction set compiles. Included inside its namespace, after its vectors.
+#include "vec_generic.h"
+#include "geometry.h"
+#include "products.h"
+#include "channels_last.h"
+#include "planar.h"

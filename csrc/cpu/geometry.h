@@ -1,0 +1,140 @@
+// Where an output row or column comes from, how channels are cut into panels, and how a row of an image is reached.
+// Included inside the namespace of one instruction set.
+
+template <class A>
+struct Source {  // out = w0 * in[i0] + w1 * in[i1]
+  int64_t i0, i1;
+  A w0, w1;
+};
+
+// The arithmetic of torch.nn.functional.interpolate, in its precision (float; double for float64), so that the same
+// pixels are picked where a coordinate falls on a boundary (ATen/native/UpSample.h).
+template <class A>
+static Source<A> source_of(Mode mode, int64_t out, int64_t in_size, int64_t out_size) {
+  if (in_size == out_size) return {out, out, A(1), A(0)};
+  if (mode == Mode::kNearest) {
+    const A scale = static_cast<A>(in_size) / static_cast<A>(out_size);
+    const int64_t i = out_size == 2 * in_size ? out >> 1 : static_cast<int64_t>(static_cast<A>(out) * scale);
+    const int64_t clamped = i < in_size - 1 ? i : in_size - 1;
+    return {clamped, clamped, A(1), A(0)};
+  }
+  A position;
+  if (mode == Mode::kBilinearAlignCorners) {
+    const A scale = out_size > 1 ? static_cast<A>(in_size - 1) / static_cast<A>(out_size - 1) : A(0);
+    position = scale * static_cast<A>(out);
+  } else {
+    const A scale = static_cast<A>(in_size) / static_cast<A>(out_size);
+    position = scale * (static_cast<A>(out) + A(0.5)) - A(0.5);
+    if (position < A(0)) position = A(0);
+  }
+  int64_t i0 = static_cast<int64_t>(position);
+  if (i0 > in_size - 1) i0 = in_size - 1;
+  A w1 = position - static_cast<A>(i0);
+  w1 = w1 < A(0) ? A(0) : w1 > A(1) ? A(1) : w1;
+  return {i0, i0 + (i0 < in_size - 1 ? 1 : 0), A(1) - w1, w1};
+}
+
+static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+static inline int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
+static inline int64_t largest(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// Channels cut into panels of at most V::PV vectors, as even as can be: a register tile is one panel wide.
+template <class V>
+struct Panels {
+  int64_t channels, vectors, count;
+  explicit Panels(int64_t c) : channels(c), vectors(ceil_div(c, V::L)), count(ceil_div(vectors, V::PV)) {}
+  int64_t padded() const { return vectors * V::L; }
+  int width(int64_t p) const { return static_cast<int>(vectors / count + (p < vectors % count ? 1 : 0)); }  // vectors
+  int64_t start(int64_t p) const {  // first channel
+    const int64_t extra = vectors % count;
+    return (p * (vectors / count) + (p < extra ? p : extra)) * V::L;
+  }
+  // lanes in use of the last vector of panel p
+  int tail(int64_t p) const {
+    const int64_t rest = channels - start(p) - (width(p) - 1) * V::L;
+    return static_cast<int>(rest < V::L ? rest : V::L);
+  }
+};
+
+// Hands out pieces of one buffer. A first pass over a null base only measures.
+class Arena {
+ public:
+  explicit Arena(void* base) : base_(static_cast<char*>(base)) {}
+  template <class T>
+  T* take(int64_t count) {
+    T* p = reinterpret_cast<T*>(base_ + used_);
+    used_ += round_up(count * static_cast<int64_t>(sizeof(T)), 64) + 64;
+    return p;
+  }
+  int64_t used() const { return used_; }
+
+ private:
+  char* base_;
+  int64_t used_ = 0;
+};
+
+// A row of an image in the layout of the kernel: pixels (channels-last) or channels (planar) lie `step` elements apart,
+// the other dimension is dense.
+template <class T>
+struct Row {
+  const T* p;
+  int64_t step;
+};
+
+// Rows in another layout than the kernel's are gathered, one row at a time; `buffer` holds w * c elements then.
+template <class T>
+static Row<T> pixel_row(const Image& x, int64_t n, int64_t y, T* buffer) {
+  const T* p = static_cast<const T*>(x.data) + n * x.sn + y * x.sh;
+  if (x.sc == 1 || x.c == 1) return {p, x.sw};
+  for (int64_t c = 0; c < x.c; ++c)
+    for (int64_t w = 0; w < x.w; ++w) buffer[w * x.c + c] = p[w * x.sw + c * x.sc];
+  return {buffer, x.c};
+}
+
+template <class T>
+static Row<T> channel_row(const Image& x, int64_t n, int64_t y, T* buffer) {
+  const T* p = static_cast<const T*>(x.data) + n * x.sn + y * x.sh;
+  if (x.sw == 1 || x.w == 1) return {p, x.sc};
+  for (int64_t w = 0; w < x.w; ++w)
+    for (int64_t c = 0; c < x.c; ++c) buffer[c * x.w + w] = p[w * x.sw + c * x.sc];
+  return {buffer, x.w};
+}
+
+// Inputs sorted by what they need.
+struct Roles {
+  int base[kMaxInputs], identity[kMaxInputs], up[kMaxInputs];  // same size with and without a weight; smaller
+  int bases = 0, identities = 0, ups = 0;
+  explicit Roles(const Problem& q) {
+    for (int j = 0; j < q.count; ++j) {
+      const bool same = q.input[j].h == q.output.h && q.input[j].w == q.output.w;
+      if (!same)
+        up[ups++] = j;
+      else if (q.weight[j].data != nullptr)
+        base[bases++] = j;
+      else
+        identity[identities++] = j;
+    }
+  }
+};
+
+template <class T, class A>
+static void widen_bias(const Vector& bias, int64_t padded, A* to) {
+  for (int64_t i = 0; i < padded; ++i)
+    to[i] = i < bias.size ? Convert<T>::wide(static_cast<const T*>(bias.data)[i * bias.stride]) : A(0);
+}
+
+// Every thread makes the low-resolution rows that its output rows touch, the two at its border again. With few rows a
+// thread that repeats too much work: then all rows are made first, by all threads, into one buffer.
+static bool share_low_rows(const Problem& q, const Roles& roles, int64_t bytes) {
+  const int threads = num_threads();
+  if (threads == 1 || bytes > (64 << 20)) return false;
+  double useful = 0, repeated = 0;
+  for (int u = 0; u < roles.ups; ++u) {
+    const Image& x = q.input[roles.up[u]];
+    if (q.weight[roles.up[u]].data == nullptr) continue;
+    const double row = static_cast<double>(x.w) * x.c;
+    useful += row * x.n * x.h;
+    repeated += row * 2 * threads;
+  }
+  return repeated > 0.25 * useful;
+}

@@ -1,0 +1,28 @@
+// The exchange for x86-64 with AVX2 with FMA and F16C (2013 and later).
+#include "isa.h"
+
+#ifdef HRNET_FAST_X86
+HRNET_FAST_TARGET_BEGIN("avx2,fma,f16c")
+namespace hrnet_fast {
+namespace avx2 {
+#include "vec_avx2.h"
+#include "exchange_impl.h"
+
+template <class V, class T>
+static void run(const Problem& q) {
+  q.channels_last ? ChannelsLast<V, T, FmaProducts<V, T>>::run(q) : Planar<V, T>::run(q);
+}
+}  // namespace avx2
+
+void exchange_avx2(const Problem& q) {
+  switch (q.dtype) {
+    case DType::kFloat32: return avx2::run<avx2::VecAvx2, float>(q);
+    case DType::kBFloat16: return avx2::run<avx2::VecAvx2, BFloat16>(q);
+    case DType::kFloat16: return avx2::run<avx2::VecAvx2, Float16>(q);
+    case DType::kFloat64: return avx2::run<avx2::VecGeneric<double, 4>, double>(q);
+  }
+}
+
+}  // namespace hrnet_fast
+HRNET_FAST_TARGET_END
+#endif

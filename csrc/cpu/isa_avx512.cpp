@@ -1,0 +1,28 @@
+// The exchange for x86-64 with AVX-512 (F, BW, DQ, VL).
+#include "isa.h"
+
+#ifdef HRNET_FAST_X86
+HRNET_FAST_TARGET_BEGIN("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")
+namespace hrnet_fast {
+namespace avx512 {
+#include "vec_avx512.h"
+#include "exchange_impl.h"
+
+template <class V, class T>
+static void run(const Problem& q) {
+  q.channels_last ? ChannelsLast<V, T, FmaProducts<V, T>>::run(q) : Planar<V, T>::run(q);
+}
+}  // namespace avx512
+
+void exchange_avx512(const Problem& q) {
+  switch (q.dtype) {
+    case DType::kFloat32: return avx512::run<avx512::VecAvx512, float>(q);
+    case DType::kBFloat16: return avx512::run<avx512::VecAvx512, BFloat16>(q);
+    case DType::kFloat16: return avx512::run<avx512::VecAvx512, Float16>(q);
+    case DType::kFloat64: return avx512::run<avx512::VecGeneric<double, 8>, double>(q);
+  }
+}
+
+}  // namespace hrnet_fast
+HRNET_FAST_TARGET_END
+#endif

@@ -1,0 +1,28 @@
+// The exchange for any CPU: vectors of four floats by the compiler's extension (SSE2, NEON).
+#include <cstring>
+#include <type_traits>
+
+#include "half.h"
+#include "problem.h"
+
+namespace hrnet_fast {
+namespace portable {
+#include "exchange_impl.h"
+
+template <class V, class T>
+static void run(const Problem& q) {
+  q.channels_last ? ChannelsLast<V, T, FmaProducts<V, T>>::run(q) : Planar<V, T>::run(q);
+}
+}  // namespace portable
+
+void exchange_portable(const Problem& q) {
+  using F = portable::VecGeneric<float, 4>;
+  switch (q.dtype) {
+    case DType::kFloat32: return portable::run<F, float>(q);
+    case DType::kBFloat16: return portable::run<F, BFloat16>(q);
+    case DType::kFloat16: return portable::run<F, Float16>(q);
+    case DType::kFloat64: return portable::run<portable::VecGeneric<double, 2>, double>(q);
+  }
+}
+
+}  // namespace hrnet_fast

@@ -1,0 +1,61 @@
+// What one exchange asks of the CPU kernels, in plain data: no torch header is included below this line of the tree, so
+// that the files compiled for one instruction set cannot leak their code into inline functions that others share.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace hrnet_fast {
+
+constexpr int kMaxInputs = 8;
+
+enum class DType { kFloat32, kFloat64, kBFloat16, kFloat16 };
+enum class Mode { kNearest, kBilinear, kBilinearAlignCorners };
+
+struct Matrix {  // a 1x1 convolution's weight [rows = output channels, cols = input channels]; data null: absent
+  const void* data = nullptr;
+  int64_t rows = 0, cols = 0;
+  int64_t row_stride = 0, col_stride = 0;  // in elements
+};
+
+struct Vector {  // a bias [size]; data null: absent
+  const void* data = nullptr;
+  int64_t size = 0, stride = 0;
+};
+
+struct Image {  // [N, C, H, W] with any strides, in elements
+  const void* data = nullptr;
+  int64_t n = 0, c = 0, h = 0, w = 0;
+  int64_t sn = 0, sc = 0, sh = 0, sw = 0;
+};
+
+struct Problem {
+  int count = 0;
+  Image input[kMaxInputs];
+  Matrix weight[kMaxInputs];
+  Vector bias;
+  Matrix projection;
+  Vector projection_bias;
+  Image output;  // dense, channels innermost where channels_last
+  bool channels_last = false;
+  int64_t channels = 0;  // C_out of the exchange, before the projection
+  Mode mode = Mode::kBilinear;
+  bool relu = true;
+  DType dtype = DType::kFloat32;
+};
+
+// Defined once, outside the files for one instruction set.
+using Body = void (*)(int64_t begin, int64_t end, void* context);
+void parallel_for(int64_t count, int64_t grain, Body body, void* context);  // torch's thread pool
+int num_threads();
+// A buffer of the calling thread, 64-byte aligned, kept between calls: fresh pages would cost more than the kernels.
+void* scratch(int slot, size_t bytes);
+
+// One entry point per instruction set; each serves every dtype and layout.
+void exchange_portable(const Problem& problem);
+void exchange_avx2(const Problem& problem);
+void exchange_avx512(const Problem& problem);
+void exchange_avx512_bf16(const Problem& problem);
+void exchange_amx(const Problem& problem);
+
+}  // namespace hrnet_fast

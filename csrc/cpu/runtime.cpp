@@ -1,0 +1,109 @@
+// The CPU kernels' few ties to torch and to the machine: threads, scratch memory, the choice of instruction set.
+#include "runtime.h"
+
+#include <torch/csrc/stable/ops.h>
+
+#include <cstdlib>
+#include <stdexcept>
+#include <string>
+
+#include "problem.h"
+
+namespace hrnet_fast {
+
+void parallel_for(int64_t count, int64_t grain, Body body, void* context) {
+  if (count <= 0) return;
+  torch::stable::parallel_for(0, count, grain,
+                              [=](int64_t begin, int64_t end) { body(begin, end, context); });
+}
+
+int num_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
+
+namespace {
+
+struct Buffer {
+  void* data = nullptr;
+  size_t size = 0;
+  ~Buffer() { std::free(data); }
+};
+
+constexpr int kSlots = 3;
+thread_local Buffer buffers[kSlots];
+
+}  // namespace
+
+void* scratch(int slot, size_t bytes) {
+  Buffer& buffer = buffers[slot];
+  if (buffer.size < bytes) {
+    std::free(buffer.data);
+    buffer.size = (bytes + (1 << 16)) & ~size_t{63};
+    buffer.data = std::aligned_alloc(64, buffer.size);
+    if (buffer.data == nullptr) {
+      buffer.size = 0;
+      throw std::bad_alloc();
+    }
+  }
+  return buffer.data;
+}
+
+namespace {
+
+struct Level {
+  const char* name;
+  void (*run)(const Problem&);
+  bool (*supported)();
+};
+
+#if defined(__x86_64__)
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
+}
+bool has_avx512() {
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+}
+bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+#endif
+
+const Level levels[] = {  // best first
+#if defined(__x86_64__)
+    {"avx512_bf16", exchange_avx512_bf16, has_avx512_bf16},
+    {"avx512", exchange_avx512, has_avx512},
+    {"avx2", exchange_avx2, has_avx2},
+#endif
+    {"portable", exchange_portable, [] { return true; }},
+};
+
+const Level& level() {
+  static const Level& best = [&]() -> const Level& {
+    const Level* l = levels;
+    while (!l->supported()) ++l;  // the portable one always is
+    return *l;
+  }();
+  const char* wanted = std::getenv("HRNET_FAST_CPU_CAPABILITY");
+  if (wanted == nullptr || *wanted == 0) return best;
+  std::string known;
+  for (const Level& l : levels) {
+    if (std::string(wanted) == l.name) {
+      if (l.supported()) return l;
+      throw std::runtime_error(std::string("HRNET_FAST_CPU_CAPABILITY: this CPU does not have ") + wanted);
+    }
+    known += std::string(known.empty() ? "" : ", ") + l.name;
+  }
+  throw std::runtime_error("HRNET_FAST_CPU_CAPABILITY: expected one of " + known + ", got " + wanted);
+}
+
+}  // namespace
+
+void run_exchange(const Problem& problem) { level().run(problem); }
+
+std::string cpu_capability() { return level().name; }
+
+std::string cpu_capabilities() {
+  std::string names;
+  for (const Level& l : levels)
+    if (l.supported()) names += std::string(names.empty() ? "" : " ") + l.name;
+  return names;
+}
+
+}  // namespace hrnet_fast

@@ -1,0 +1,16 @@
+// The CPU kernels as the rest of the extension sees them.
+#pragma once
+
+#include <string>
+
+#include "problem.h"
+
+namespace hrnet_fast {
+
+// Runs on the best instruction set that this CPU has, or on that which HRNET_FAST_CPU_CAPABILITY names; throws
+// std::runtime_error where that one is unknown or missing.
+void run_exchange(const Problem& problem);
+std::string cpu_capability();    // the one that run_exchange takes
+std::string cpu_capabilities();  // all that this CPU has, best first, separated by blanks
+
+}  // namespace hrnet_fast

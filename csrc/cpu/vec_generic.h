@@ -1,0 +1,78 @@
+// Vectors by the compiler's own extension: the portable path, and float64 everywhere.
+// Included inside the namespace of one instruction set.
+
+template <class T>
+struct Convert;
+template <>
+struct Convert<float> {
+  static float wide(float x) { return x; }
+  static float narrow(float x) { return x; }
+};
+template <>
+struct Convert<double> {
+  static double wide(double x) { return x; }
+  static double narrow(double x) { return x; }
+};
+template <>
+struct Convert<BFloat16> {
+  static float wide(BFloat16 x) { return to_float(x); }
+  static BFloat16 narrow(float x) { return to_bfloat16(x); }
+};
+template <>
+struct Convert<Float16> {
+  static float wide(Float16 x) { return to_float(x); }
+  static Float16 narrow(float x) { return to_float16(x); }
+};
+
+template <class Element, int Lanes>
+struct VecGeneric {
+  using A = Element;
+  static constexpr int L = Lanes;
+  static constexpr int MR = 4;  // rows of a register tile; PV vectors across
+  static constexpr int PV = 3;
+  typedef Element Native __attribute__((vector_size(Lanes * sizeof(Element))));
+  Native v;
+
+  static VecGeneric zero() { return {Native{}}; }
+  static VecGeneric set1(A x) { return {Native{} + x}; }
+  template <class T>
+  static VecGeneric load(const T* p) {
+    VecGeneric r;
+    for (int i = 0; i < L; ++i) r.v[i] = Convert<T>::wide(p[i]);
+    return r;
+  }
+  static VecGeneric load(const A* p) {
+    VecGeneric r;
+    std::memcpy(&r.v, p, sizeof(Native));
+    return r;
+  }
+  template <class T>
+  static VecGeneric load(const T* p, int n) {
+    VecGeneric r = zero();
+    for (int i = 0; i < n; ++i) r.v[i] = Convert<T>::wide(p[i]);
+    return r;
+  }
+  template <class T>
+  void store(T* p) const {
+    for (int i = 0; i < L; ++i) p[i] = Convert<T>::narrow(v[i]);
+  }
+  void store(A* p) const { std::memcpy(p, &v, sizeof(Native)); }
+  template <class T>
+  void store(T* p, int n) const {
+    for (int i = 0; i < n; ++i) p[i] = Convert<T>::narrow(v[i]);
+  }
+  // p[index[i]] for index[i] < 2 L; 2 L elements from p on may be read
+  static VecGeneric pick(const A* p, const int32_t* index) {
+    VecGeneric r;
+    for (int i = 0; i < L; ++i) r.v[i] = p[index[i]];
+    return r;
+  }
+  static VecGeneric fma(VecGeneric a, VecGeneric b, VecGeneric c) { return {a.v * b.v + c.v}; }
+  VecGeneric operator+(VecGeneric o) const { return {v + o.v}; }
+  VecGeneric operator*(VecGeneric o) const { return {v * o.v}; }
+  VecGeneric relu() const {  // keeps NaN
+    VecGeneric r;
+    for (int i = 0; i < L; ++i) r.v[i] = v[i] < 0 ? A(0) : v[i];
+    return r;
+  }
+};

@@ -1,0 +1,144 @@
+// hrnet_fast._C: the operators' schemas and their kernels for the CPU, through the LibTorch stable ABI (torch >= 2.11).
+//
+// The public Python function checks its arguments with messages that name them; what is checked again here is what the
+// kernels rely on, for callers that reach the operator directly.
+#include <Python.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "cpu/runtime.h"
+
+namespace hrnet_fast {
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+DType dtype_of(const Tensor& x) {
+  switch (x.scalar_type()) {
+    case ScalarType::Float: return DType::kFloat32;
+    case ScalarType::Double: return DType::kFloat64;
+    case ScalarType::BFloat16: return DType::kBFloat16;
+    case ScalarType::Half: return DType::kFloat16;
+    default: STD_TORCH_CHECK(false, "exchange: expected float32, float64, bfloat16 or float16 tensors");
+  }
+}
+
+Image image_of(const Tensor& x) {
+  return {x.const_data_ptr(), x.size(0),   x.size(1),   x.size(2),  x.size(3),
+          x.stride(0),        x.stride(1), x.stride(2), x.stride(3)};
+}
+
+Matrix matrix_of(const Tensor& w, int64_t in) {
+  STD_TORCH_CHECK((w.dim() == 2 || w.dim() == 4) && w.size(1) == in && w.numel() == w.size(0) * in,
+                  "exchange: expected a 1x1 weight for ", in, " input channels");
+  return {w.const_data_ptr(), w.size(0), in, w.stride(0), w.stride(1)};
+}
+
+Vector vector_of(const std::optional<Tensor>& b, int64_t size) {
+  if (!b) return {};
+  STD_TORCH_CHECK(b->dim() == 1 && b->size(0) == size, "exchange: expected a bias of ", size, " elements");
+  return {b->const_data_ptr(), size, b->stride(0)};
+}
+
+Mode mode_of(const std::string& mode, bool align_corners) {
+  if (mode == "nearest") return Mode::kNearest;
+  STD_TORCH_CHECK(mode == "bilinear", "exchange: expected mode 'bilinear' or 'nearest', got '", mode, "'");
+  return align_corners ? Mode::kBilinearAlignCorners : Mode::kBilinear;
+}
+
+Tensor empty_output(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w, bool channels_last) {
+  const std::vector<int64_t> sizes = {n, c, h, w};
+  return torch::stable::empty(
+      sizes, like.scalar_type(), torch::headeronly::Layout::Strided, like.device(), false,
+      channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
+}
+
+// Whether channels are innermost: the rule of hrnet_fast.call.is_channels_last.
+bool is_channels_last(const Tensor& x) { return x.stride(1) == 1 && x.stride(3) != 1; }
+
+Tensor exchange_cpu(std::vector<Tensor> inputs, std::vector<Tensor> weights, int64_t weighted,
+                    std::optional<Tensor> bias, std::optional<Tensor> projection, std::optional<Tensor> projection_bias,
+                    int64_t height, int64_t width, std::string mode, bool align_corners, bool relu, bool allow_tf32) {
+  (void)allow_tf32;  // CPUs multiply in float32
+  const size_t count = inputs.size();
+  STD_TORCH_CHECK(count >= 1 && count <= kMaxInputs, "exchange: expected 1 to ", kMaxInputs, " inputs, got ", count);
+  Problem q;
+  q.count = static_cast<int>(count);
+  q.dtype = dtype_of(inputs[0]);
+  q.mode = mode_of(mode, align_corners);
+  q.relu = relu;
+  q.channels = weights.empty() ? inputs[0].size(1) : weights[0].size(0);
+
+  size_t used = 0;
+  const Tensor* format = nullptr;
+  for (size_t j = 0; j < count; ++j) {
+    const Tensor& x = inputs[j];
+    STD_TORCH_CHECK(x.dim() == 4 && dtype_of(x) == q.dtype && x.size(0) == inputs[0].size(0),
+                    "exchange: inputs[", j, "] is not [N, C, H, W] of the first one's dtype and batch");
+    q.input[j] = image_of(x);
+    STD_TORCH_CHECK(x.size(2) >= 1 && x.size(2) <= height && x.size(3) >= 1 && x.size(3) <= width, "exchange: inputs[",
+                    j, "] is empty or larger than ", height, " x ", width);
+    if (weighted >> j & 1) {
+      STD_TORCH_CHECK(used < weights.size(), "exchange: fewer weights than `weighted` names");
+      const Tensor& w = weights[used++];
+      STD_TORCH_CHECK(dtype_of(w) == q.dtype && w.size(0) == q.channels, "exchange: a weight of inputs[", j,
+                      "] that does not fit the others");
+      q.weight[j] = matrix_of(w, x.size(1));
+    } else {
+      STD_TORCH_CHECK(x.size(1) == q.channels, "exchange: inputs[", j, "] has no weight and other channels");
+    }
+    if (format == nullptr && x.size(2) == height && x.size(3) == width) format = &x;
+  }
+  STD_TORCH_CHECK(used == weights.size(), "exchange: more weights than `weighted` names");
+  for (const std::optional<Tensor>* t : {&bias, &projection, &projection_bias})
+    STD_TORCH_CHECK(!*t || dtype_of(**t) == q.dtype, "exchange: bias and projection must have the inputs' dtype");
+  q.bias = vector_of(bias, q.channels);
+  if (projection) {
+    q.projection = matrix_of(*projection, q.channels);
+    q.projection_bias = vector_of(projection_bias, q.projection.rows);
+  }
+
+  q.channels_last = is_channels_last(format ? *format : inputs[0]);
+  const int64_t out_channels = projection ? q.projection.rows : q.channels;
+  Tensor out = empty_output(inputs[0], inputs[0].size(0), out_channels, height, width, q.channels_last);
+  q.output = image_of(out);
+  if (out.numel() > 0) run_exchange(q);
+  return out;
+}
+
+}  // namespace
+}  // namespace hrnet_fast
+
+#define HRNET_FAST_SCHEMA                                                                                         \
+  "(Tensor[] inputs, Tensor[] weights, int weighted, Tensor? bias, Tensor? projection, Tensor? projection_bias, " \
+  "SymInt height, SymInt width, str mode, bool align_corners, bool relu, bool allow_tf32) -> Tensor"
+
+STABLE_TORCH_LIBRARY(hrnet_fast, m) {
+  m.def("exchange" HRNET_FAST_SCHEMA);
+  m.def("exchange_fwd" HRNET_FAST_SCHEMA);
+  m.def("cpu_capability() -> str");
+  m.def("cpu_capabilities() -> str");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
+  m.impl("exchange", TORCH_BOX(hrnet_fast::exchange_cpu));
+  m.impl("exchange_fwd", TORCH_BOX(hrnet_fast::exchange_cpu));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(hrnet_fast, CompositeExplicitAutograd, m) {
+  m.impl("cpu_capability", TORCH_BOX(hrnet_fast::cpu_capability));
+  m.impl("cpu_capabilities", TORCH_BOX(hrnet_fast::cpu_capabilities));
+}
+
+PyMODINIT_FUNC PyInit__C() {
+  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", "hrnet_fast's compiled operators", -1, nullptr, nullptr,
+                               nullptr, nullptr, nullptr};
+  return PyModule_Create(&module);
+}

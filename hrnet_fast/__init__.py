@@ -1,0 +1,34 @@
+"""hrnet_fast makes HRNet fast: one fused operator for its multi-resolution exchange, and what is built on it.
+
+Only the operator is imported here; everything else is loaded on first use, so that importing the package stays cheap.
+"""
+
+import importlib
+
+from hrnet_fast.exchange import exchange
+
+__version__ = "0.1.0"
+
+# public name -> the module that defines it
+_LAZY = {
+    "ExchangeUnit": "hrnet_fast.modules",
+    "SegmentationHead": "hrnet_fast.modules",
+    "refold": "hrnet_fast.modules",
+    "create_model": "hrnet_fast.models",
+    "list_models": "hrnet_fast.models",
+    "load_checkpoint": "hrnet_fast.models",
+}
+
+__all__ = ["__version__", "exchange", *_LAZY]
+
+
+def __getattr__(name: str):
+    if name in _LAZY:
+        value = getattr(importlib.import_module(_LAZY[name]), name)
+        globals()[name] = value
+        return value
+    raise AttributeError(f"module 'hrnet_fast' has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted({*globals(), *_LAZY})

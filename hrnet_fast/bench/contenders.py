@@ -1,0 +1,62 @@
+"""The forms that a network is measured in: plain PyTorch as people run it, the best that PyTorch can make of it, ours."""
+
+import copy
+import re
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+EAGER, CHANNELS_LAST, FOLDED = "eager", "eager channels_last", "eager folded"
+COMPILED, FAST = "torch.compile", "hrnet_fast"
+
+
+def fold_batchnorm(module: nn.Module) -> nn.Module:
+    """A copy in eval mode with every BatchNorm folded into the convolution in front of it.
+
+    It knows the two ways in which HRNet's official code writes them: one after the other in an nn.Sequential, and as
+    attributes ``conv<n>`` and ``bn<n>``. The folding is torch's own.
+    """
+    folded = copy.deepcopy(module).eval()
+    for parent in list(folded.modules()):
+        for conv_name, bn_name in _pairs(parent):
+            fused = fuse_conv_bn_eval(getattr(parent, conv_name), getattr(parent, bn_name))
+            setattr(parent, conv_name, fused)
+            setattr(parent, bn_name, nn.Identity())
+    return folded
+
+
+def _pairs(parent: nn.Module) -> list[tuple[str, str]]:
+    children = dict(parent.named_children())
+    if isinstance(parent, nn.Sequential):
+        names = list(children)
+        pairs = list(zip(names, names[1:], strict=False))
+    else:
+        numbers = [match[1] for name in children if (match := re.fullmatch(r"conv(\d*)", name))]
+        pairs = [(f"conv{number}", f"bn{number}") for number in numbers]
+    return [(a, b) for a, b in pairs
+            if isinstance(children[a], nn.Conv2d) and isinstance(children.get(b), nn.BatchNorm2d)]  # fmt: skip
+
+
+def compile_frozen(module: nn.Module, *inputs) -> Callable:
+    """``torch.compile`` in its best form for inference: static shapes, weights frozen into the code and laid out for it.
+
+    It is compiled here, on ``inputs``, so that what it returns is ready to be timed.
+    """
+    from torch._inductor import config
+
+    torch._dynamo.reset()
+    compiled = torch.compile(module, dynamic=False)
+    with config.patch(freezing=True), torch.inference_mode():
+        compiled(*inputs)
+    return compiled
+
+
+def channels_last(value):
+    """A module, a tensor or a list of tensors with channels innermost in memory."""
+    if isinstance(value, list):
+        return [channels_last(item) for item in value]
+    if isinstance(value, Tensor):
+        return value.contiguous(memory_format=torch.channels_last)
+    return value.to(memory_format=torch.channels_last)

@@ -1,0 +1,81 @@
+"""A photograph as a network's input: [1, 3, H, W], normalised with ImageNet's mean and deviation."""
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hrnet_fast.bench import BadInput
+
+MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as HRNet's official configurations say
+SAMPLES = ("china.jpg", "flower.jpg")  # scikit-learn's sample images, real photographs of 427x640 pixels
+MIN_SIZE = 32  # pixels: the fourth stream has 1/32 of the input's resolution
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) from "HxW".
+
+    Raises:
+        BadInput: it does not read like that, or is too small for HRNet's four streams.
+    """
+    try:
+        height, width = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise BadInput(f"size {text!r}: expected HEIGHTxWIDTH in pixels, for example 512x1024") from None
+    check_size(height, width)
+    return height, width
+
+
+def check_size(height: int, width: int) -> None:
+    """Raises BadInput where the fourth stream would have less than one pixel."""
+    if min(height, width) < MIN_SIZE:
+        raise BadInput(f"size {height}x{width}: too small for HRNet's four streams, "
+                       f"the least is {MIN_SIZE}x{MIN_SIZE} pixels")  # fmt: skip
+
+
+def load(source: str | None = None, size: tuple[int, int] | None = None) -> Tensor:
+    """A photograph as a normalised float32 tensor [1, 3, H, W].
+
+    Args:
+        source: an image file, or the name of one of scikit-learn's sample images; by default the first of those.
+        size: (height, width) to resize to; by default the image's own.
+
+    Raises:
+        BadInput: the file cannot be read as an image, is too small, or scikit-learn is needed and missing.
+    """
+    path = Path(source) if source and source not in SAMPLES else _sample(source or SAMPLES[0])
+    pixels = _read(path, source or path.name)
+    check_size(*(size or pixels.shape[1:]))
+    image = pixels.float().div(255)
+    image = (image - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(DEVIATION).view(3, 1, 1)
+    image = image.unsqueeze(0)
+    if size is not None and size != tuple(image.shape[2:]):
+        image = F.interpolate(image, size, mode="bilinear", antialias=True)
+    return image
+
+
+def _sample(name: str) -> Path:
+    try:
+        import sklearn.datasets
+    except ImportError:
+        raise BadInput("the default photograph comes with scikit-learn, which is not installed: "
+                       "pass --image FILE, or pip install scikit-learn") from None  # fmt: skip
+    return Path(sklearn.datasets.__file__).parent / "images" / name
+
+
+def _read(path: Path, name: str) -> Tensor:  # [3, H, W] uint8
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file).convert("RGB")
+    except UnidentifiedImageError:
+        raise BadInput(f"image {name}: not an image in a format that can be read") from None
+    except FileNotFoundError:
+        raise BadInput(f"image {name}: there is no such file") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        lines = str(error).splitlines()
+        raise BadInput(f"image {name}: cannot be read ({lines[0] if lines else type(error).__name__})") from None
+    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return flat.view(image.height, image.width, 3).permute(2, 0, 1)

@@ -1,0 +1,138 @@
+"""What a figure was measured on, as a dict that JSON can hold. It names hardware and versions, never a host or a path."""
+
+import os
+import platform
+import shutil
+import subprocess
+from pathlib import Path
+
+import torch
+
+import hrnet_fast
+
+# What decides which kernel runs, as torch.cpu.get_capabilities names it -> as people know it.
+_X86_FEATURES = {
+    "avx2": "avx2", "avx512_f": "avx512f", "avx512_bf16": "avx512_bf16", "avx512_fp16": "avx512_fp16",
+    "amx_bf16": "amx_bf16",
+}  # fmt: skip
+
+
+def describe() -> dict:
+    """CPU, memory, system, versions, commit and GPU of this machine at this moment."""
+    return {
+        "cpu": {
+            "model": cpu_model(),
+            "architecture": platform.machine(),
+            "cores": usable_cores(),
+            "threads": torch.get_num_threads(),
+            "features": cpu_features(),
+            "kernel": cpu_kernel(),
+        },
+        "memory_bytes": memory_bytes(),
+        "system": f"{platform.system()} {platform.release()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "hrnet_fast": hrnet_fast.__version__,
+        "commit": commit(),
+        "gpu": gpu(),
+    }
+
+
+def cpu_model() -> str:
+    """The CPU's name, as the system tells it."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on, which can be fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def cpu_features() -> list[str]:
+    """The vector instructions of this CPU that a kernel here has a use for."""
+    try:
+        there = torch.cpu.get_capabilities()
+    except (AttributeError, RuntimeError):  # torch 2.11 has no get_capabilities
+        there = _cpuinfo_flags()
+    return [name for key, name in _X86_FEATURES.items() if there.get(key) or there.get(name)]
+
+
+def _cpuinfo_flags() -> dict[str, bool]:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("flags"):
+                return dict.fromkeys(line.split(":", 1)[1].split(), True)
+    except OSError:
+        pass
+    return {}
+
+
+def cpu_kernel() -> str | None:
+    """The instruction set that the compiled CPU kernel has chosen here, or None without the compiled extension."""
+    try:
+        return str(torch.ops.hrnet_fast.cpu_capability())
+    except (AttributeError, RuntimeError):
+        return None
+
+
+def memory_bytes() -> int | None:
+    """The machine's memory, where the system tells it."""
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):
+        return None
+
+
+def commit() -> str | None:
+    """The git commit of the checkout that hrnet_fast runs from ("+" where files differ from it); None if installed."""
+    root = Path(hrnet_fast.__file__).resolve().parent.parent
+    if not (root / ".git").exists() or shutil.which("git") is None:
+        return None
+
+    def git(*arguments: str) -> str | None:
+        done = subprocess.run(["git", "-C", str(root), *arguments], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    head = git("rev-parse", "--short=12", "HEAD")
+    return head and head + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
+
+
+def gpu() -> dict | None:
+    """Name, memory, driver and CUDA version of the current GPU, or None without one."""
+    if not torch.cuda.is_available():
+        return None
+    properties = torch.cuda.get_device_properties(torch.cuda.current_device())
+    return {
+        "name": properties.name,
+        "compute_capability": f"{properties.major}.{properties.minor}",
+        "memory_bytes": properties.total_memory,
+        "driver": _driver(),
+        "cuda": torch.version.cuda,
+    }
+
+
+def _driver() -> str | None:
+    if shutil.which("nvidia-smi") is None:
+        return None
+    done = subprocess.run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"],
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout else None
+
+
+def summary(machine: dict) -> str:
+    """One line for below a table: "2 threads of Intel Xeon, torch 2.13.0, ..."."""
+    cpu = machine["cpu"]
+    parts = [f"{cpu['threads']} threads of {cpu['cores']} cores, {cpu['model']}", f"torch {machine['torch']}"]
+    if cpu["kernel"]:
+        parts.insert(1, f"{cpu['kernel']} kernel")
+    if machine["gpu"]:
+        parts.append(f"{machine['gpu']['name']}, CUDA {machine['gpu']['cuda']}, driver {machine['gpu']['driver']}")
+    if machine["commit"]:
+        parts.append(f"commit {machine['commit']}")
+    return "; ".join(parts)

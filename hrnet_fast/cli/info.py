@@ -1,0 +1,62 @@
+"""What is installed, what this machine has, and which backends can run here."""
+
+import argparse
+import os
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from hrnet_fast import backends, library
+from hrnet_fast.bench import machine
+
+CAPABILITY_VARIABLE = "HRNET_FAST_CPU_CAPABILITY"
+CAPABILITIES = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """``info`` has no arguments."""
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints two tables: versions and hardware, then the backends in the order in which "auto" asks them."""
+    console = Console()
+    facts = machine.describe()
+    about = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    about.add_column(style="bold")
+    for name, value in _facts(facts):
+        about.add_row(name, value)
+    console.print(about)
+
+    table = Table(title='backends, in the order in which "auto" asks them', title_justify="left")
+    table.add_column("backend")
+    table.add_column("here")
+    for name, module in backends.TABLE.items():
+        reason = module.why_not(None)
+        table.add_row(name, "[green]runs[/green]" if reason is None else f"[yellow]cannot run[/yellow]: {reason}")
+    console.print(table)
+    forced = os.environ.get("HRNET_FAST_BACKEND")
+    if forced:
+        console.print(f'HRNET_FAST_BACKEND={forced} stands in for "auto"')
+    if facts["cpu"]["kernel"]:
+        console.print(f"{CAPABILITY_VARIABLE}={'|'.join(CAPABILITIES)} makes the CPU kernel use another instruction set")
+    return 0
+
+
+def _facts(facts: dict) -> list[tuple[str, str]]:
+    cpu, gpu = facts["cpu"], facts["gpu"]
+    memory = facts["memory_bytes"]
+    commit = f" (commit {facts['commit']})" if facts["commit"] else ""
+    extension = "there" if library.extension_error is None else library.extension_error
+    return [
+        ("hrnet_fast", facts["hrnet_fast"] + commit),
+        ("torch", facts["torch"]),
+        ("python", f"{facts['python']} on {facts['system']}"),
+        ("CPU", f"{cpu['model']} ({cpu['architecture']}), {cpu['cores']} cores, torch uses {torch.get_num_threads()}"),
+        ("CPU features", ", ".join(cpu["features"]) or "none that a kernel here has a use for"),
+        ("memory", "unknown" if memory is None else f"{memory / 2**30:.1f} GiB"),
+        ("GPU", "none that torch can use" if gpu is None else
+         f"{gpu['name']}, compute capability {gpu['compute_capability']}, CUDA {gpu['cuda']}, driver {gpu['driver']}"),
+        ("compiled extension", extension),
+        ("CPU kernel", cpu["kernel"] or "none"),
+    ]  # fmt: skip

@@ -1,0 +1,144 @@
+"""A convolution prepared for inference: through oneDNN with the weights reordered once, or plain PyTorch."""
+
+import functools
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import conv_flop_count, register_flop_formula
+
+# The best weight layout depends on the input's size, and a wrong one costs up to a hundred times the convolution itself
+# (it is then reordered slowly at every call). So there is one layout for each of the sizes that came last.
+_KEPT_SIZES = 4
+
+
+@functools.cache
+def why_not_onednn() -> str | None:
+    """Why torch's own oneDNN operators cannot be used here; None where they can. They are private, hence the checks."""
+    if not torch.backends.mkldnn.is_available():
+        return "this PyTorch was built without oneDNN"
+    for name in ("_convolution_pointwise", "_reorder_convolution_weight"):
+        if not hasattr(torch.ops.mkldnn, name):
+            return f"this PyTorch has no torch.ops.mkldnn.{name}"
+    try:
+        x, weight = torch.ones(1, 16, 8, 8), torch.ones(16, 16, 3, 3)
+        y = _convolve(x, _reorder(weight, (1, 1), (2, 2), (1, 1), 1, x.shape), None, (1, 1), (2, 2), (1, 1), 1, "relu")
+        if not torch.equal(y, F.conv2d(x, weight, stride=2, padding=1)):
+            return "torch.ops.mkldnn._convolution_pointwise computes something else than conv2d"
+    except Exception as error:  # a changed schema, an unsupported processor: conv2d always works
+        return f"torch.ops.mkldnn cannot be called as in PyTorch 2.11 to 2.13 ({error})"
+    return None
+
+
+@functools.cache
+def _onednn_dtypes() -> tuple[torch.dtype, ...]:
+    dtypes = [torch.float32]
+    for name, dtype in (("bf16", torch.bfloat16), ("fp16", torch.float16)):
+        supported = getattr(torch.ops.mkldnn, f"_is_mkldnn_{name}_supported", None)
+        if supported is not None and supported():
+            dtypes.append(dtype)
+    return tuple(dtypes)
+
+
+def _reorder(weight, padding, stride, dilation, groups, size) -> Tensor:
+    return torch.ops.mkldnn._reorder_convolution_weight(weight, padding, stride, dilation, groups, list(size))
+
+
+def _convolve(x, weight, bias, padding, stride, dilation, groups, attribute) -> Tensor:
+    op = torch.ops.mkldnn._convolution_pointwise.default
+    return op(x, weight, bias, padding, stride, dilation, groups, attribute, [], "")
+
+
+def _register_flops() -> None:
+    """Lets FlopCounterMode see the oneDNN convolution, which PyTorch itself only meets inside compiled code."""
+
+    def formula(x, weight, bias, padding, stride, dilation, groups, *args, out_shape=None, **kwargs) -> int:
+        return conv_flop_count(x, weight, out_shape, transposed=False)
+
+    try:
+        register_flop_formula(torch.ops.mkldnn._convolution_pointwise)(formula)
+    except (AttributeError, RuntimeError):
+        pass  # this PyTorch has no such operator, or somebody else has registered a formula
+
+
+_register_flops()
+
+
+class FoldedConv:
+    """A convolution with fixed weights, its bias and, if asked for, a ReLU behind it.
+
+    On the CPU in float32, bfloat16 or float16 and where no gradient is wanted it runs through the oneDNN operators that
+    Inductor uses, with weights in oneDNN's own layout; the result is then channels_last whatever the layout of the
+    input (also for a contiguous input this is faster than conv2d, the conversion included). Everywhere else, under
+    compilation, tracing or a tensor subclass, it is F.conv2d and relu, which keep the input's layout.
+
+    Args:
+        weight: [O, I / groups, kh, kw].
+        bias: [O] or None.
+        stride, padding, dilation: (vertical, horizontal), in pixels.
+        groups: as in F.conv2d.
+        relu_from: ReLU on the output channels from this one on; 0: on all of them; None: on none.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        stride: tuple[int, int] = (1, 1),
+        padding: tuple[int, int] = (0, 0),
+        dilation: tuple[int, int] = (1, 1),
+        groups: int = 1,
+        relu_from: int | None = None,
+    ):
+        self.weight, self.bias = weight, bias
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.relu_from = relu_from
+        self._prepared: dict[tuple, tuple[Tensor, Tensor | None]] = {}
+
+    def __call__(self, x: Tensor) -> Tensor:  # [N, I, H, W] -> [N, O, H', W']
+        if self.why_plain(x) is None:
+            y = self._onednn(x)
+        else:
+            y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+            if self.relu_from == 0:
+                y = F.relu(y)
+        if self.relu_from:
+            y[:, self.relu_from :].relu_()
+        return y
+
+    def why_plain(self, x: Tensor) -> str | None:
+        """Why conv2d serves this input instead of oneDNN; None where oneDNN does."""
+        if torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return "graphs are recorded in standard operators"
+        if x.device.type != "cpu" or type(x) is not Tensor:
+            return f"the input is a {type(x).__name__} on {x.device}"
+        dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
+        if dtype not in _onednn_dtypes() or x.dtype == torch.float64 or (dtype == x.dtype != self.weight.dtype):
+            return f"oneDNN has no convolution of {x.dtype} with a weight of {self.weight.dtype} here"
+        if torch.is_grad_enabled() and (x.requires_grad or self.weight.requires_grad):
+            return "a gradient is wanted"
+        if x.numel() == 0 or x.dim() != 4 or x.shape[1] != self.weight.shape[1] * self.groups:
+            return f"the input is {list(x.shape)}"
+        if not torch.backends.mkldnn.enabled:
+            return "torch.backends.mkldnn.enabled is False"
+        return why_not_onednn()
+
+    def _onednn(self, x: Tensor) -> Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            x = x.to(torch.get_autocast_dtype("cpu"))
+        key = (x.shape, x.dtype, torch.get_num_threads())
+        prepared = self._prepared.get(key)
+        if prepared is None:
+            prepared = self._prepare(x)
+            while len(self._prepared) >= _KEPT_SIZES:
+                self._prepared.pop(next(iter(self._prepared)), None)
+            self._prepared[key] = prepared
+        x = x.contiguous(memory_format=torch.channels_last)
+        attribute = "relu" if self.relu_from == 0 else "none"
+        return _convolve(x, *prepared, self.padding, self.stride, self.dilation, self.groups, attribute)
+
+    def _prepare(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        with torch.inference_mode(False), torch.no_grad():
+            weight = self.weight.to(x.dtype).contiguous(memory_format=torch.channels_last)
+            bias = None if self.bias is None else self.bias.to(x.dtype)
+            return _reorder(weight, self.padding, self.stride, self.dilation, self.groups, x.shape), bias

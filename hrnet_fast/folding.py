@@ -1,0 +1,176 @@
+"""BatchNorm folded into convolutions, and the cache that keeps folds until something they were made of changes."""
+
+import weakref
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def fold(
+    weight: Tensor,
+    bias: Tensor | None,
+    mean: Tensor,
+    var: Tensor,
+    gamma: Tensor | None,
+    beta: Tensor | None,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """The convolution that equals a convolution followed by BatchNorm with fixed statistics.
+
+    ``gamma * (W x + b - mean) / sqrt(var + eps) + beta``; computed in float32 or wider and rounded once, at the end. A
+    norm that uses another scale hands that in as gamma (InPlaceABN: ``abs(weight) + eps``).
+
+    Args:
+        weight: [O, I, kh, kw] (or with any other trailing dimensions).
+        bias: [O] or None.
+        mean, var: running statistics [O].
+        gamma, beta: affine parameters [O], or None where the norm has none.
+        eps: added to the variance.
+
+    Returns:
+        The weight [O, I, kh, kw] and the bias [O], both new tensors in the dtype of ``weight``.
+    """
+    wide = torch.promote_types(torch.promote_types(weight.dtype, var.dtype), torch.float32)
+    scale = torch.rsqrt(var.to(wide) + eps)
+    if gamma is not None:
+        scale = scale * gamma.to(wide)
+    shift = -mean.to(wide) if bias is None else bias.to(wide) - mean.to(wide)
+    shift = shift * scale
+    if beta is not None:
+        shift = shift + beta.to(wide)
+    folded = weight.to(wide) * scale.reshape(-1, *[1] * (weight.dim() - 1))
+    return folded.to(weight.dtype), shift.to(weight.dtype)
+
+
+def fold_modules(conv: nn.Conv2d, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
+    """``fold`` of a convolution module and the BatchNorm module behind it."""
+    return fold(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+
+
+def why_not_fold(conv: nn.Module, norm: nn.Module) -> str | None:
+    """Why a convolution and the norm behind it cannot become one convolution; None where they can."""
+    if type(conv) is not nn.Conv2d:  # a subclass or a parametrization may compute something else
+        return f"the convolution is a {type(conv).__name__}"
+    if not isinstance(norm, _BatchNorm):
+        return f"the norm is a {type(norm).__name__}"
+    if conv.padding_mode != "zeros":
+        return f"the convolution pads with {conv.padding_mode!r}"
+    if norm.training or norm.running_mean is None or norm.running_var is None:
+        return "the norm uses the statistics of the batch"
+    return None
+
+
+def has_hooks(modules: Iterable[nn.Module]) -> bool:
+    """Whether any of the modules has forward hooks, which only a call of the module itself would run."""
+    return any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+
+
+class FoldCache:
+    """One value that was computed from a module's tensors, kept until one of them changes.
+
+    What is compared, for every module below the owner: each parameter and buffer by identity, ``_version``, address,
+    dtype and device; each child module, ``training`` flag and ``eps`` by identity. So in-place optimizer steps,
+    load_state_dict, ``.to()``, ``.half()``, swapped parameters or modules, and train() and back all end a value. Tensors
+    made under inference_mode have no version and are compared by the rest. Writes through ``.data`` (and in-place
+    writes to inference tensors) leave no trace: ``hrnet_fast.refold(model)`` drops every cache.
+
+    num_batches_tracked is compared too, because it alone tells that BatchNorm has updated its running statistics: that
+    kernel writes them without raising their version. A cache never enters a state dict, a deepcopy or a pickle.
+    """
+
+    def __init__(self):
+        self._state: tuple | None = None  # replaced whole, so that threads never see half of one
+
+    def get(self, owner: nn.Module) -> Any | None:
+        """The kept value; None where there is none, it is stale, or modules below ``owner`` have gained hooks."""
+        state = self._state
+        if state is None:
+            return None
+        owner_ref, value, slots, tensors, tracked, fingerprint, _, hooks = state
+        # A replica of DataParallel shares this object with the module it was copied from.
+        if owner_ref() is not owner or any(hooks):
+            return None
+        for holder, name, known in slots:
+            if holder.get(name) is not known:
+                return None
+        return value if _fingerprint(tensors, tracked) == fingerprint else None
+
+    def put(self, owner: nn.Module, value: Any) -> None:
+        """Keep ``value``, which was just computed from the modules below ``owner``.
+
+        Does nothing where the tensors have no memory of their own (fake, functional or batched tensors).
+        """
+        slots, tensors, hooks = [], [], []
+        for module in owner.modules():
+            hooks += [module._forward_hooks, module._forward_pre_hooks] if module is not owner else []
+            slots += [(module._modules, name, child) for name, child in module._modules.items()]
+            slots += [(vars(module), name, vars(module)[name]) for name in ("training", "eps") if name in vars(module)]
+            for holder in (module._parameters, module._buffers):
+                slots += [(holder, name, tensor) for name, tensor in holder.items()]
+                tensors += [tensor for tensor in holder.values() if tensor is not None]
+        if any(type(t) not in (Tensor, nn.Parameter) for t in tensors):
+            return
+        tracked = [t for t in tensors if not t.is_inference()]
+        try:
+            fingerprint = _fingerprint(tensors, tracked)
+        except RuntimeError:  # tensors inside torch.func transforms have no storage
+            return
+        # Aliases keep the memory of now alive, so that no later tensor can come to lie at the same address.
+        aliases = [t.detach() for t in tensors]
+        self._state = (weakref.ref(owner), value, slots, tensors, tracked, fingerprint, aliases, hooks)
+
+    def get_or_put(self, owner: nn.Module, build: Callable[[], Any]) -> Any:
+        """The kept value, or else what ``build`` returns, computed without autograd and outside of inference mode."""
+        value = self.get(owner)
+        if value is None:
+            # Inference tensors could not be used by a later call that needs gradients for its inputs.
+            with torch.inference_mode(False), torch.no_grad():
+                value = build()
+            self.put(owner, value)
+        return value
+
+    def tensors(self) -> list[Tensor]:
+        """The parameters and buffers that the kept value was computed from."""
+        return [] if self._state is None else self._state[3]
+
+    def drop(self) -> None:
+        """Forget the value and the memory it holds."""
+        self._state = None
+
+    def __deepcopy__(self, memo: dict) -> "FoldCache":
+        return type(self)()
+
+    def __reduce__(self):
+        return type(self), ()
+
+
+def _fingerprint(tensors: list[Tensor], tracked: list[Tensor]) -> tuple:
+    return (
+        [t._version for t in tracked],
+        [t.data_ptr() for t in tensors],
+        [t.dtype for t in tensors],
+        [t.device for t in tensors],
+    )
+
+
+def needs_grad(cache: FoldCache, owner: nn.Module) -> bool:
+    """Whether autograd wants gradients of the parameters below ``owner``."""
+    if not torch.is_grad_enabled():
+        return False
+    return any(t.requires_grad for t in (cache.tensors() or owner.parameters()))
+
+
+def refold(model: nn.Module) -> nn.Module:
+    """Drop every folded weight below ``model``, so that the next call folds anew; returns ``model``.
+
+    Only needed after writes that PyTorch itself does not notice: ``parameter.data.copy_(...)``, or in-place changes of
+    parameters that were made under inference_mode.
+    """
+    for module in model.modules():
+        for value in vars(module).values():
+            if isinstance(value, FoldCache):
+                value.drop()
+    return model

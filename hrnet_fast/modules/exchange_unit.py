@@ -1,0 +1,242 @@
+"""The exchange unit of an HRNet module (paper section 3.2; ``fuse_layers`` in the official code), plain and fast."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from hrnet_fast.call import MODES
+from hrnet_fast.convolution import FoldedConv
+from hrnet_fast.exchange import exchange
+from hrnet_fast.folding import FoldCache, fold_modules, has_hooks, needs_grad, why_not_fold
+
+
+def up_path(in_channels: int, out_channels: int, momentum: float) -> nn.Sequential:
+    """1x1 convolution and BatchNorm; the upsampling behind them has no parameters and is done in forward."""
+    conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
+    return nn.Sequential(conv, nn.BatchNorm2d(out_channels, momentum=momentum))
+
+
+def down_path(in_channels: int, out_channels: int, steps: int, momentum: float) -> nn.Sequential:
+    """Strided 3x3 convolutions with BatchNorm, each halving the size; ReLU between the steps, none after the last."""
+    path = []
+    for step in range(steps):
+        last = step == steps - 1
+        channels = out_channels if last else in_channels
+        conv = nn.Conv2d(in_channels, channels, 3, stride=2, padding=1, bias=False)
+        layers = [conv, nn.BatchNorm2d(channels, momentum=momentum)]
+        path.append(nn.Sequential(*layers) if last else nn.Sequential(*layers, nn.ReLU()))
+    return nn.Sequential(*path)
+
+
+class PlainExchangeUnit(nn.ModuleList):
+    """The exchange unit as the official code computes it, step by step.
+
+    A ModuleList of rows (outputs) of columns (inputs), so that as the attribute ``fuse_layers`` of a
+    HighResolutionModule its state-dict keys are the official ones: ``fuse_layers.I.J.{0,1}`` (convolution, BatchNorm)
+    where stream J has the lower resolution, ``fuse_layers.I.J.K.{0,1}`` where it has the higher (K: the stride-2 step),
+    none on the diagonal. Source: ``HighResolutionModule._make_fuse_layers`` of HRNet-Semantic-Segmentation and
+    HRNet-Image-Classification.
+
+    Args:
+        channels: channels of the streams, highest resolution first; two or more.
+        multi_scale_output: False: only output 0 is made.
+        mode: "bilinear", to the very size of the higher stream (the segmentation and landmark repositories), or
+            "nearest", by powers of two (the classification, pose and detection repositories, timm).
+        align_corners: as in torch.nn.functional.interpolate; bilinear only.
+        momentum: of the BatchNorms.
+
+    Raises:
+        ValueError: fewer than two streams, an unknown mode, align_corners with nearest.
+    """
+
+    def __init__(
+        self,
+        channels: Sequence[int],
+        multi_scale_output: bool = True,
+        mode: str = "bilinear",
+        align_corners: bool = False,
+        momentum: float = 0.1,
+    ):
+        if len(channels) < 2:
+            raise ValueError(f"channels: an exchange needs two or more streams, got {list(channels)}")
+        if mode not in MODES:
+            raise ValueError(f"mode: expected one of {', '.join(map(repr, MODES))}, got {mode!r}")
+        if align_corners and mode == "nearest":
+            raise ValueError("align_corners: only bilinear interpolation has it, got mode='nearest'")
+        rows = []
+        for i in range(len(channels) if multi_scale_output else 1):
+            row = [
+                up_path(c, channels[i], momentum)
+                if j > i
+                else down_path(c, channels[i], i - j, momentum)
+                if j < i
+                else nn.Identity()
+                for j, c in enumerate(channels)
+            ]
+            rows.append(nn.ModuleList(row))
+        super().__init__(rows)
+        self.channels = tuple(channels)
+        self.mode, self.align_corners = mode, align_corners
+
+    def forward(self, streams: list[Tensor]) -> list[Tensor]:
+        """Streams [N, C_j, H_j, W_j], highest resolution first, to as many streams (or one) of the same shapes.
+
+        Raises:
+            ValueError: the number of streams, their channels or sizes do not fit.
+        """
+        self._check(streams)
+        outputs = []
+        for i, row in enumerate(self):
+            y = None
+            for j, path in enumerate(row):
+                z = path(streams[j])
+                if j > i:
+                    z = self._upsample(z, i, streams)
+                y = z if y is None else y + z
+            outputs.append(F.relu(y))
+        return outputs
+
+    def extra_repr(self) -> str:
+        return f"channels={list(self.channels)}, mode={self.mode!r}, align_corners={self.align_corners}"
+
+    def _upsample(self, z: Tensor, i: int, streams: list[Tensor]) -> Tensor:
+        corners = self.align_corners if self.mode == "bilinear" else None
+        return F.interpolate(z, streams[i].shape[2:], mode=self.mode, align_corners=corners)
+
+    def _check(self, streams: list[Tensor]) -> None:
+        if len(streams) != len(self.channels):
+            raise ValueError(f"streams: expected {len(self.channels)} tensors, got {len(streams)}")
+        for j, (x, channels) in enumerate(zip(streams, self.channels, strict=True)):
+            if x.dim() != 4 or x.shape[1] != channels:
+                raise ValueError(f"streams[{j}]: expected [N, {channels}, H, W], got {list(x.shape)}")
+            if j == 0:
+                continue
+            above, here = streams[j - 1].shape[2:], x.shape[2:]
+            # what a convolution of stride 2 makes of the stream above
+            if here[0] != (above[0] + 1) // 2 or here[1] != (above[1] + 1) // 2:
+                raise ValueError(f"streams[{j}]: expected half of streams[{j - 1}]'s {tuple(above)}, rounded up, "
+                                 f"got {tuple(here)}")  # fmt: skip
+            if self.mode == "nearest" and (here[0] * 2 != above[0] or here[1] * 2 != above[1]):
+                raise ValueError(f"streams[{j}]: nearest upsampling by 2 makes {(here[0] * 2, here[1] * 2)} of "
+                                 f"{tuple(here)}, but streams[{j - 1}] is {tuple(above)}: the sizes of streams[0] must be "
+                                 f"multiples of {2 ** (len(self.channels) - 1)}")  # fmt: skip
+
+
+class _Down(NamedTuple):
+    """All strided chains that leave one stream, with BatchNorm folded."""
+
+    first: FoldedConv  # the first steps of all of them, side by side in the output channels
+    targets: list[int]  # the output that each chain leads to
+    widths: list[int]  # channels of each chain in the result of ``first``
+    rest: list[list[FoldedConv]]  # the further steps of each chain
+
+
+class _Plan(NamedTuple):
+    """An exchange unit with BatchNorm folded."""
+
+    down: list[_Down | None]  # per stream
+    up: list[tuple[list[Tensor], Tensor | None]]  # per output: weights [C_i, C_j, 1, 1] of the lower streams, bias [C_i]
+
+
+class ExchangeUnit(PlainExchangeUnit):
+    """The exchange unit with one fused operator per output; same arguments, parameters, keys and results.
+
+    Evaluated without gradients for its parameters, BatchNorm is folded (see FoldCache for how long a fold lives), the
+    1x1 convolutions, upsampling, sum and ReLU of each output are one ``exchange``, and the strided convolutions that
+    leave one stream run as one convolution with their output channels side by side. In training mode, and where the
+    parameters need gradients or an inner module has forward hooks, convolutions and BatchNorm run as they are, and
+    upsampling, sum and ReLU are fused. Under torch.jit tracing it does what PlainExchangeUnit does.
+    """
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self._folds = FoldCache()
+
+    def train(self, mode: bool = True) -> "ExchangeUnit":
+        if mode:
+            self._folds.drop()
+        return super().train(mode)
+
+    def forward(self, streams: list[Tensor]) -> list[Tensor]:
+        if torch.jit.is_tracing():
+            return super().forward(streams)
+        self._check(streams)
+        compiling = torch.compiler.is_compiling()
+        plan = None if compiling or self.training else self._folds.get(self)
+        if self.training or needs_grad(self._folds, self) or (plan is None and not self._foldable()):
+            return self._live(streams)
+        if plan is None:
+            plan = self._fold() if compiling else self._folds.get_or_put(self, self._fold)
+        return self._folded(streams, plan)
+
+    def _exchange(self, inputs, i, streams, weights=None, bias=None) -> Tensor:
+        return exchange(inputs, weights, bias, size=tuple(streams[i].shape[2:]), mode=self.mode,
+                        align_corners=self.align_corners)  # fmt: skip
+
+    def _live(self, streams: list[Tensor]) -> list[Tensor]:
+        outputs = []
+        for i, row in enumerate(self):
+            # The stream's own branch comes first, because the result takes the layout of the first full-size input.
+            inputs = [row[i](streams[i])] + [path(x) for j, (path, x) in enumerate(zip(row, streams)) if j != i]
+            outputs.append(self._exchange(inputs, i, streams))
+        return outputs
+
+    def _folded(self, streams: list[Tensor], plan: _Plan) -> list[Tensor]:
+        inputs = [[streams[i]] for i in range(len(plan.up))]
+        for x, down in zip(streams, plan.down, strict=True):
+            if down is None:
+                continue
+            parts = down.first(x).split(down.widths, dim=1)
+            for part, target, rest in zip(parts, down.targets, down.rest, strict=True):
+                for conv in rest:
+                    part = conv(part)
+                inputs[target].append(part)
+        outputs = []
+        for i, (weights, bias) in enumerate(plan.up):
+            holes = [None] * len(inputs[i])
+            outputs.append(self._exchange(inputs[i] + streams[i + 1 :], i, streams, holes + weights, bias))
+        return outputs
+
+    def _foldable(self) -> bool:
+        if has_hooks(m for m in self.modules() if m is not self):
+            return False
+        return all(why_not_fold(step[0], step[1]) is None for row in self for path in row for step in _steps(path))
+
+    def _fold(self) -> _Plan:
+        up = []
+        for i, row in enumerate(self):
+            folds = [fold_modules(path[0], path[1]) for path in row[i + 1 :]]
+            bias = None
+            if folds:  # added up in float32: the sum is rounded once
+                bias = sum(b.to(torch.promote_types(b.dtype, torch.float32)) for _, b in folds).to(folds[0][1].dtype)
+            up.append(([w for w, _ in folds], bias))
+        return _Plan([self._fold_down(j) for j in range(len(self.channels))], up)
+
+    def _fold_down(self, j: int) -> _Down | None:
+        # The chain without further steps comes first, because the ReLU covers all channels from some channel on.
+        targets = list(range(j + 1, len(self)))
+        if not targets:
+            return None
+        chains = [[fold_modules(step[0], step[1]) for step in self[i][j]] for i in targets]
+        weight, bias = (torch.cat([chain[0][k] for chain in chains]) for k in (0, 1))
+        widths = [chain[0][0].shape[0] for chain in chains]
+        first = _strided(weight, bias, widths[0] if len(chains) > 1 else None)
+        rest = [
+            [_strided(w, b, 0 if k < len(chain) - 1 else None) for k, (w, b) in enumerate(chain) if k > 0]
+            for chain in chains
+        ]
+        return _Down(first, targets, widths, rest)
+
+
+def _strided(weight: Tensor, bias: Tensor, relu_from: int | None) -> FoldedConv:
+    return FoldedConv(weight, bias, (2, 2), (1, 1), relu_from=relu_from)
+
+
+def _steps(path: nn.Module) -> list[nn.Module]:
+    """The (convolution, BatchNorm) pairs of a path: none on the diagonal, one on an up path, the steps of a down path."""
+    if not isinstance(path, nn.Sequential):
+        return []
+    return list(path) if isinstance(path[0], nn.Sequential) else [path]
