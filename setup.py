@@ -49,7 +49,7 @@ def extensions():
         depends=sorted(str(p.relative_to(ROOT)) for p in ROOT.glob("csrc/**/*.h")),
         define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET), ("TORCH_STABLE_ONLY", None)],
         extra_compile_args=compile_flags(),
-        extra_link_args=["-Wl,-s"] if platform.system() == "Linux" else [],
+        extra_link_args=["-Wl,-O1"] if platform.system() == "Linux" else [],
         py_limited_api=True,
     )
     return [cpu], {"build_ext": Build}

@@ -11,10 +11,6 @@ class ChannelsLast {
   using Operand = typename P::Operand;
   static constexpr bool kWiden = !std::is_same<T, Operand>::value;
 
-  struct Tap {  // a horizontal source: pixel offsets and weights
-    int32_t i0, i1;
-    A w0, w1;
-  };
   struct Up {  // a smaller input, for one thread
     Row<T> direct[2];  // rows y0 and y1 as they are, for an input without a weight
     A* low;            // rows after the 1x1 convolution: [2][panel][pixel][channel]
@@ -38,7 +34,7 @@ class ChannelsLast {
   const Problem& q_;
   const Roles roles_;
   const Panels<V> panels_, projected_;
-  Tap* taps_;  // [W][ups]
+  Tap<A>* taps_;  // [W][ups]
   A* bias_;
   A* projection_bias_;
   Operand* packed_[kMaxInputs];
@@ -63,7 +59,7 @@ class ChannelsLast {
   }
 
   void lay_out(Arena& arena) {
-    taps_ = arena.take<Tap>(q_.output.w * roles_.ups);
+    taps_ = arena.take<Tap<A>>(q_.output.w * roles_.ups);
     bias_ = arena.take<A>(panels_.padded());
     projection_bias_ = arena.take<A>(projected_.padded());
     for (int j = 0; j < q_.count; ++j)
@@ -167,6 +163,9 @@ class ChannelsLast {
     work.base = arena.take<A>(roles_.bases ? q_.output.w * panel : 0);
     const int64_t wide = round_up(panels_.padded(), P::kStepChannels);
     work.wide = arena.take<Operand>(q_.projection.data ? q_.output.w * wide : 0);
+    if (q_.projection.data && arena.real())  // what pads a pixel's channels is multiplied too, by zeros
+      for (int64_t x = 0; x < q_.output.w; ++x)
+        for (int64_t c = panels_.padded(); c < wide; ++c) work.wide[x * wide + c] = Operand{};
     work.projected = arena.take<A>(q_.projection.data ? q_.output.w * panel : 0);
   }
 
@@ -307,58 +306,22 @@ class ChannelsLast {
   template <class Out>
   void combine_any(int64_t p, int store_tail, const A* const* ups, const Row<T>* identity, const Work& work, Out* out,
                    int64_t step) const {
-    const bool bilinear = q_.mode != Mode::kNearest;
-#define HRNET_FAST_COMBINE(NV)                                                                \
-  (bilinear ? combine<NV, true>(p, store_tail, ups, identity, work, out, step)               \
-            : combine<NV, false>(p, store_tail, ups, identity, work, out, step))
-    switch (panels_.width(p)) {
-      case 1: HRNET_FAST_COMBINE(1); break;
-      case 2: HRNET_FAST_COMBINE(2); break;
-      default: HRNET_FAST_COMBINE(3); break;
-    }
-#undef HRNET_FAST_COMBINE
-  }
-
-  template <int NV, bool BILINEAR, class Out>
-  void combine(int64_t p, int store_tail, const A* const* ups, const Row<T>* identity, const Work& work, Out* out,
-               int64_t step) const {
     const int64_t c = panels_.start(p);
-    const int tail = panels_.tail(p), count = roles_.ups, identities = roles_.identities;
-    const bool relu = q_.relu;
-    const A* base = roles_.bases ? work.base : nullptr;
-    V bias[NV];
-    for (int v = 0; v < NV; ++v) bias[v] = V::load(bias_ + c + v * V::L);
-    const Tap* tap = taps_;
-    for (int64_t x = 0; x < q_.output.w; ++x, tap += count, out += step) {
-      V acc[NV];
-      for (int v = 0; v < NV; ++v) acc[v] = base ? bias[v] + V::load(base + (x * NV + v) * V::L) : bias[v];
-      for (int i = 0; i < identities; ++i) {
-        const T* row = identity[i].p + x * identity[i].step + c;
-        for (int v = 0; v < NV - 1; ++v) acc[v] = acc[v] + V::load(row + v * V::L);
-        acc[NV - 1] = acc[NV - 1] + (tail == V::L ? V::load(row + (NV - 1) * V::L)
-                                                  : V::load(row + (NV - 1) * V::L, tail));
-      }
-      for (int u = 0; u < count; ++u) {
-        const A* a = ups[u] + tap[u].i0 * int64_t{NV * V::L};
-        if (BILINEAR) {
-          const A* b = ups[u] + tap[u].i1 * int64_t{NV * V::L};
-          const V w0 = V::set1(tap[u].w0), w1 = V::set1(tap[u].w1);
-          for (int v = 0; v < NV; ++v) {
-            acc[v] = V::fma(w0, V::load(a + v * V::L), acc[v]);
-            acc[v] = V::fma(w1, V::load(b + v * V::L), acc[v]);
-          }
-        } else {
-          for (int v = 0; v < NV; ++v) acc[v] = acc[v] + V::load(a + v * V::L);
-        }
-      }
-      if (relu)
-        for (int v = 0; v < NV; ++v) acc[v] = acc[v].relu();
-      for (int v = 0; v < NV - 1; ++v) acc[v].store(out + v * V::L);
-      if (store_tail == V::L)
-        acc[NV - 1].store(out + (NV - 1) * V::L);
-      else
-        acc[NV - 1].store(out + (NV - 1) * V::L, store_tail);
-    }
+    CombineRow<T, Out, A> row;
+    row.bias = bias_ + c;
+    row.base = roles_.bases ? work.base : nullptr;
+    row.taps = taps_;
+    row.ups = roles_.ups;
+    for (int u = 0; u < roles_.ups; ++u) row.up[u] = ups[u];
+    row.identities = roles_.identities;
+    for (int i = 0; i < roles_.identities; ++i) row.identity[i] = {identity[i].p + c, identity[i].step};
+    row.out = out;
+    row.step = step;
+    row.pixels = q_.output.w;
+    row.load_tail = panels_.tail(p);
+    row.store_tail = store_tail;
+    row.relu = q_.relu;
+    combine<V>(panels_.width(p), q_.mode != Mode::kNearest, row);
   }
 
   void project(T* out, Work& work) const {

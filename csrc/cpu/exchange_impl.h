@@ -2,5 +2,6 @@
 #include "vec_generic.h"
 #include "geometry.h"
 #include "products.h"
+#include "combine.h"
 #include "channels_last.h"
 #include "planar.h"

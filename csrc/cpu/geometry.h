@@ -67,6 +67,7 @@ class Arena {
     return p;
   }
   int64_t used() const { return used_; }
+  bool real() const { return base_ != nullptr; }
 
  private:
   char* base_;

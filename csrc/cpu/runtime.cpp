@@ -3,6 +3,14 @@
 
 #include <torch/csrc/stable/ops.h>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#endif
+#if defined(__linux__)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 #include <cstdlib>
 #include <stdexcept>
 #include <string>
@@ -63,10 +71,26 @@ bool has_avx512() {
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
 bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+bool has_amx() {
+#if defined(__linux__)
+  if (!has_avx512_bf16()) return false;
+  unsigned a, b, c, d;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  constexpr unsigned kAmxBf16 = 1u << 22, kAmxTile = 1u << 24;
+  if ((d & kAmxBf16) == 0 || (d & kAmxTile) == 0) return false;
+  // Linux wants to be asked before a process may use the tile registers.
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  static const bool granted = syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+  return granted;
+#else
+  return false;
+#endif
+}
 #endif
 
 const Level levels[] = {  // best first
 #if defined(__x86_64__)
+    {"amx", exchange_amx, has_amx},
     {"avx512_bf16", exchange_avx512_bf16, has_avx512_bf16},
     {"avx512", exchange_avx512, has_avx512},
     {"avx2", exchange_avx2, has_avx2},

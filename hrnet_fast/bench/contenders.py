@@ -39,18 +39,26 @@ def _pairs(parent: nn.Module) -> list[tuple[str, str]]:
             if isinstance(children[a], nn.Conv2d) and isinstance(children.get(b), nn.BatchNorm2d)]  # fmt: skip
 
 
-def compile_frozen(module: nn.Module, *inputs) -> Callable:
+def compile_on_first_call(module: nn.Module, *inputs) -> Callable[[], object]:
     """``torch.compile`` in its best form for inference: static shapes, weights frozen into the code and laid out for it.
 
-    It is compiled here, on ``inputs``, so that what it returns is ready to be timed.
+    The first call compiles (so that a machine without a compiler fails there), all further ones only run.
     """
-    from torch._inductor import config
+    compiled = []
 
-    torch._dynamo.reset()
-    compiled = torch.compile(module, dynamic=False)
-    with config.patch(freezing=True), torch.inference_mode():
-        compiled(*inputs)
-    return compiled
+    def call():
+        if not compiled:
+            from torch._inductor import config
+
+            torch._dynamo.reset()
+            with config.patch(freezing=True), torch.inference_mode():
+                candidate = torch.compile(module, dynamic=False)
+                output = candidate(*inputs)
+            compiled.append(candidate)
+            return output
+        return compiled[0](*inputs)
+
+    return call
 
 
 def channels_last(value):

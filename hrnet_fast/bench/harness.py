@@ -84,6 +84,7 @@ def compare(
     *,
     budget: float = 10.0,
     progress: Callable[[str, float], None] | None = None,
+    observe: Callable[[str, Tensor | Sequence[Tensor]], None] | None = None,
     clock: Callable[[], float] = synchronized_clock,
 ) -> list[Result]:
     """Checks every contender, then times those that agree, in turns.
@@ -94,6 +95,7 @@ def compare(
         tolerance: the largest relative error with which a contender is timed.
         budget: seconds to time for; at least MIN_ROUNDS and at most MAX_ROUNDS rounds are made.
         progress: called with what is going on and the share of the work that is done, 0 to 1.
+        observe: called with the name and the output of every contender that agrees.
         clock: seconds, after all work on the accelerator has ended.
 
     Returns:
@@ -104,19 +106,23 @@ def compare(
     with torch.inference_mode():
         for contender in contenders:
             report(f"checking {contender.name}", 0.0)
-            results.append(_check(contender, reference, tolerance))
+            results.append(_check(contender, reference, tolerance, observe))
         runs = [(contender.call, result) for contender, result in zip(contenders, results, strict=True) if result.agrees]
         if runs:
             _time(runs, budget, report, clock)
     return results
 
 
-def _check(contender: Contender, reference, tolerance: float) -> Result:
+def _check(contender: Contender, reference, tolerance: float, observe: Callable | None) -> Result:
     try:
-        return Result(contender.name, worst_error(contender.call(), reference), tolerance)
+        output = contender.call()
     except Exception as error:  # a contender that cannot run (torch.compile without a compiler) must not end the others
         lines = str(error).splitlines()
         return Result(contender.name, math.inf, tolerance, failure=f"{type(error).__name__}: {lines[0] if lines else ''}")
+    result = Result(contender.name, worst_error(output, reference), tolerance)
+    if observe is not None and result.agrees:
+        observe(contender.name, output)
+    return result
 
 
 def _time(runs: list, budget: float, report: Callable[[str, float], None], clock: Callable[[], float]) -> None:

@@ -125,6 +125,33 @@ def _driver() -> str | None:
     return done.stdout.splitlines()[0].strip() if done.returncode == 0 and done.stdout else None
 
 
+class Neighbours:
+    """How much of the cores other processes (and, on a virtual machine, its host) have taken since this was made."""
+
+    def __init__(self):
+        self._start = _busy_and_own()
+
+    def share(self) -> float | None:
+        """0 to 1, all cores of the machine together; None where the system does not tell."""
+        end = _busy_and_own()
+        if self._start is None or end is None:
+            return None
+        busy, own, total = (b - a for a, b in zip(self._start, end, strict=True))
+        return min(1.0, max(0.0, (busy - own) / total)) if total > 0 else None
+
+
+def _busy_and_own() -> tuple[float, float, float] | None:
+    """Seconds of all cores that were busy or stolen, those of this process, and all there were."""
+    try:
+        times = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+        ticks = os.sysconf("SC_CLK_TCK")
+    except (OSError, ValueError):
+        return None
+    idle = times[3] + times[4]
+    own = os.times()
+    return (sum(times) - idle) / ticks, own.user + own.system, sum(times) / ticks
+
+
 def summary(machine: dict) -> str:
     """One line for below a table: "2 threads of Intel Xeon, torch 2.13.0, ..."."""
     cpu = machine["cpu"]

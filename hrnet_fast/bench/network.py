@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from hrnet_fast import create_model
 from hrnet_fast.bench import contenders as forms
-from hrnet_fast.bench import report
+from hrnet_fast.bench import machine, report
 from hrnet_fast.bench.harness import Contender, compare
 from hrnet_fast.bench.memory import peak_bytes
 from hrnet_fast.bench.shares import shares
@@ -69,8 +69,10 @@ def measure(setup: Setup, image: Tensor, *, budget: float, name: str, descriptio
         if setup.task == "segmentation":
             agreement[contender] = float((output.argmax(1) == reference.argmax(1)).double().mean())
 
+    neighbours = machine.Neighbours()
     results = compare([Contender(form, call) for form, call in calls.items()], reference, MODEL[setup.dtype],
                       budget=budget, progress=progress, observe=observe)  # fmt: skip
+    busy = neighbours.share()
     entries = report.entries(results)
     executed = _executed(setup, image.shape)
     for entry in entries:
@@ -86,7 +88,7 @@ def measure(setup: Setup, image: Tensor, *, budget: float, name: str, descriptio
         name=name, description=description, dtype=str(setup.dtype).removeprefix("torch."),
         tolerance=MODEL[setup.dtype], entries=entries, batch=setup.batch,
         params=sum(p.numel() for p in plain.parameters()), gflops_published=_published(setup, image.shape),
-        shares=shares(network, forms.channels_last(batch), GROUPS),
+        shares=shares(network, forms.channels_last(batch), GROUPS), neighbours=busy,
     )  # fmt: skip
 
 

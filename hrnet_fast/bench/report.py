@@ -7,12 +7,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich.console import Console
 from rich.table import Table
 
 from hrnet_fast.bench.harness import Result, Spread, speedup, spread
 from hrnet_fast.bench.machine import describe
 
 SCHEMA = 1
+# A parallel loop waits for its slowest thread: more than this share of the cores in other hands falsifies short times.
+QUIET = 0.05
+
+
+def console() -> Console:
+    """Standard output. Into a file or a pipe tables are written whole, as no terminal's width limits them."""
+    usual = Console(highlight=False)
+    return usual if usual.is_terminal else Console(width=180, highlight=False)
 
 
 @dataclass
@@ -45,10 +54,16 @@ class Case:
     params: int | None = None
     gflops_published: float | None = None
     shares: dict[str, float] = field(default_factory=dict)  # group of modules -> share of eager's forward pass
+    neighbours: float | None = None  # share of the machine's cores that other processes took during the timing
 
     def entry(self, name: str) -> Entry | None:
         """The contender of that name."""
         return next((entry for entry in self.entries if entry.name == name), None)
+
+    @property
+    def disturbed(self) -> bool:
+        """Whether other processes took enough of the cores to falsify the times."""
+        return self.neighbours is not None and self.neighbours > QUIET
 
     @property
     def agrees(self) -> bool:
@@ -158,6 +173,9 @@ def notes(case: Case) -> list[str]:
     if case.shares:
         parts = ", ".join(f"{name} {100 * value:.0f} %" for name, value in case.shares.items())
         lines.append(f"share of eager channels_last's time: {parts}")
+    if case.disturbed:
+        lines.append(f"other processes took {100 * case.neighbours:.0f} % of the cores meanwhile: times are longer than "
+                     "on a quiet machine, and ratios are not to be relied on")  # fmt: skip
     lines += [f"{entry.name} did not run: {entry.failure}" for entry in case.entries if entry.failure is not None]
     lines += [f"{entry.name} is off by more than {case.tolerance:.0e}: not timed"
               for entry in case.entries if entry.failure is None and not entry.agrees]  # fmt: skip

@@ -4,11 +4,10 @@ import argparse
 import os
 
 import torch
-from rich.console import Console
 from rich.table import Table
 
 from hrnet_fast import backends, library
-from hrnet_fast.bench import machine
+from hrnet_fast.bench import machine, report
 
 CAPABILITY_VARIABLE = "HRNET_FAST_CPU_CAPABILITY"
 CAPABILITIES = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
@@ -20,7 +19,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints two tables: versions and hardware, then the backends in the order in which "auto" asks them."""
-    console = Console()
+    console = report.console()
     facts = machine.describe()
     about = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
     about.add_column(style="bold")

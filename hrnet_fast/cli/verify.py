@@ -13,7 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from hrnet_fast import backends, create_model
-from hrnet_fast.bench import oracle
+from hrnet_fast.bench import oracle, report
 from hrnet_fast.bench.harness import worst_error
 from hrnet_fast.bench.operator_cases import MODES, SHAPES, calls
 from hrnet_fast.models import randomize
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Prints the error table, and every miss by its name."""
-    console = Console()
+    console = report.console()
     lines: list[Line] = []
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     runnable = [name for name, module in backends.TABLE.items() if module.why_not(None) is None]

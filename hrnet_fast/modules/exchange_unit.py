@@ -87,24 +87,29 @@ class PlainExchangeUnit(nn.ModuleList):
         Raises:
             ValueError: the number of streams, their channels or sizes do not fit.
         """
-        self._check(streams)
-        outputs = []
+        if not torch.jit.is_scripting():
+            self._check(streams)
+        return self._plain(streams)
+
+    def _plain(self, streams: list[Tensor]) -> list[Tensor]:
+        outputs: list[Tensor] = []
         for i, row in enumerate(self):
-            y = None
+            y = streams[0]  # for TorchScript, where y needs a type before the loop
             for j, path in enumerate(row):
                 z = path(streams[j])
                 if j > i:
-                    z = self._upsample(z, i, streams)
-                y = z if y is None else y + z
+                    z = self._upsample(z, streams[i])
+                y = z if j == 0 else y + z
             outputs.append(F.relu(y))
         return outputs
 
     def extra_repr(self) -> str:
         return f"channels={list(self.channels)}, mode={self.mode!r}, align_corners={self.align_corners}"
 
-    def _upsample(self, z: Tensor, i: int, streams: list[Tensor]) -> Tensor:
-        corners = self.align_corners if self.mode == "bilinear" else None
-        return F.interpolate(z, streams[i].shape[2:], mode=self.mode, align_corners=corners)
+    def _upsample(self, z: Tensor, like: Tensor) -> Tensor:
+        if self.mode == "bilinear":
+            return F.interpolate(z, like.shape[2:], mode="bilinear", align_corners=self.align_corners)
+        return F.interpolate(z, like.shape[2:], mode="nearest")
 
     def _check(self, streams: list[Tensor]) -> None:
         if len(streams) != len(self.channels):
@@ -161,9 +166,16 @@ class ExchangeUnit(PlainExchangeUnit):
         return super().train(mode)
 
     def forward(self, streams: list[Tensor]) -> list[Tensor]:
-        if torch.jit.is_tracing():
-            return super().forward(streams)
+        if torch.jit.is_scripting():
+            return self._plain(streams)
+        else:  # TorchScript compiles what follows a return, but not the other branch of is_scripting()
+            return self._fast(streams)
+
+    @torch.jit.unused
+    def _fast(self, streams: list[Tensor]) -> list[Tensor]:
         self._check(streams)
+        if torch.jit.is_tracing():
+            return self._plain(streams)
         compiling = torch.compiler.is_compiling()
         plan = None if compiling or self.training else self._folds.get(self)
         if self.training or needs_grad(self._folds, self) or (plan is None and not self._foldable()):

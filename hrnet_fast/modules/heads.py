@@ -1,6 +1,7 @@
 """The V2 segmentation head (paper section 3.3, ``last_layer`` in the official code), plain and fast."""
 
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +33,8 @@ class PlainSegmentationHead(nn.Sequential):
         ValueError: an unknown ``combine``, or no streams.
     """
 
+    _concat: Final[bool]  # TorchScript compiles only the branch that is taken
+
     def __init__(
         self,
         channels: Sequence[int],
@@ -53,6 +56,7 @@ class PlainSegmentationHead(nn.Sequential):
         super().__init__(*hidden, nn.ReLU(), nn.Conv2d(width, num_classes, 1))
         self.channels = tuple(channels)
         self.combine, self.align_corners = combine, align_corners
+        self._concat = combine == "concat"
 
     def forward(self, streams: list[Tensor]) -> Tensor:
         """Streams [N, C_j, H_j, W_j], highest resolution first, to logits [N, num_classes, H_0, W_0].
@@ -60,20 +64,27 @@ class PlainSegmentationHead(nn.Sequential):
         Raises:
             ValueError: the number of streams or their channels do not fit.
         """
-        self._check(streams)
-        size = streams[0].shape[2:]
-        if self.combine == "concat":
-            return super().forward(torch.cat([self._upsample(x, size) for x in streams], 1))
-        y = sum(self._upsample(path(x), size) for path, x in zip(self[0], streams, strict=True))
+        if not torch.jit.is_scripting():
+            self._check(streams)
+        return self._plain(streams)
+
+    def _plain(self, streams: list[Tensor]) -> Tensor:
+        if self._concat:
+            y = self[0](torch.cat([self._upsample(x, streams[0]) for x in streams], 1))
+        else:
+            y = streams[0]  # for TorchScript, where y needs a type before the loop
+            for j, path in enumerate(self[0]):
+                z = self._upsample(path(streams[j]), streams[0])
+                y = z if j == 0 else y + z
         return self[3](self[2](self[1](y)))
 
     def extra_repr(self) -> str:
         return f"channels={list(self.channels)}, combine={self.combine!r}, align_corners={self.align_corners}"
 
-    def _upsample(self, x: Tensor, size: torch.Size) -> Tensor:
-        if x.shape[2] == size[0] and x.shape[3] == size[1]:
+    def _upsample(self, x: Tensor, like: Tensor) -> Tensor:
+        if x.shape[2:] == like.shape[2:]:
             return x
-        return F.interpolate(x, size, mode="bilinear", align_corners=self.align_corners)
+        return F.interpolate(x, like.shape[2:], mode="bilinear", align_corners=self.align_corners)
 
     def _check(self, streams: list[Tensor]) -> None:
         if len(streams) != len(self.channels):
@@ -90,8 +101,8 @@ class SegmentationHead(PlainSegmentationHead):
     convolution are ``sum_j up(W_j x_j)`` with the weight split along its input channels. The convolution then runs at
     each stream's own resolution and the concatenated tensor is never made. This holds in training too, where BatchNorm,
     ReLU and the classifier follow as they are. Evaluated without gradients for the parameters, BatchNorm is folded and
-    the classifier is fused behind the sum. Under torch.jit tracing, and where an inner module has forward hooks, it does
-    what PlainSegmentationHead does.
+    the classifier is fused behind the sum. Under torch.jit tracing and scripting, and where an inner module has
+    forward hooks, it does what PlainSegmentationHead does.
     """
 
     def __init__(self, *args, **kwargs):
@@ -104,13 +115,20 @@ class SegmentationHead(PlainSegmentationHead):
         return super().train(mode)
 
     def forward(self, streams: list[Tensor]) -> Tensor:
-        if torch.jit.is_tracing():
-            return super().forward(streams)
+        if torch.jit.is_scripting():
+            return self._plain(streams)
+        else:  # TorchScript compiles what follows a return, but not the other branch of is_scripting()
+            return self._fast(streams)
+
+    @torch.jit.unused
+    def _fast(self, streams: list[Tensor]) -> Tensor:
         self._check(streams)
+        if torch.jit.is_tracing():
+            return self._plain(streams)
         compiling = torch.compiler.is_compiling()
         folded = None if compiling or self.training else self._folds.get(self)
         if folded is None and self._altered():
-            return super().forward(streams)
+            return self._plain(streams)
         if self.training or needs_grad(self._folds, self) or (folded is None and not self._foldable()):
             return self._live(streams)
         if folded is None:
@@ -123,7 +141,7 @@ class SegmentationHead(PlainSegmentationHead):
                         activation=activation, projection=projection)  # fmt: skip
 
     def _live(self, streams: list[Tensor]) -> Tensor:
-        if self.combine == "concat":
+        if self._concat:
             weights = list(self[0].weight.split(self.channels, dim=1))
             return self[3](self[2](self[1](self._exchange(streams, weights, self[0].bias, None))))
         inputs = [path(x) for path, x in zip(self[0], streams, strict=True)]
@@ -131,15 +149,15 @@ class SegmentationHead(PlainSegmentationHead):
 
     def _altered(self) -> bool:
         """Whether somebody has hooked, replaced or parametrized what the fused forms take apart."""
-        convs = (self[0], self[3]) if self.combine == "concat" else (self[3],)
+        convs = (self[0], self[3]) if self._concat else (self[3],)
         return has_hooks(m for m in self.modules() if m is not self) or any(type(c) is not nn.Conv2d for c in convs)
 
     def _foldable(self) -> bool:
-        pairs = [(self[0], self[1])] if self.combine == "concat" else [(path[0], path[1]) for path in self[0]]
+        pairs = [(self[0], self[1])] if self._concat else [(path[0], path[1]) for path in self[0]]
         return all(why_not_fold(conv, norm) is None for conv, norm in pairs)
 
     def _fold(self) -> tuple[list[Tensor], Tensor, tuple[Tensor, Tensor | None]]:
-        if self.combine == "concat":
+        if self._concat:
             weight, bias = fold_modules(self[0], self[1])
             weights = [w.contiguous() for w in weight.split(self.channels, dim=1)]
         else:

@@ -1,0 +1,139 @@
+"""Run one HRNet on a photograph, in plain PyTorch and in hrnet_fast, and compare outputs, latency and memory."""
+
+import argparse
+import difflib
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from hrnet_fast import backends, list_models
+from hrnet_fast.bench import BadInput, images, machine, network, report
+from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, EAGER, FAST, FOLDED
+from hrnet_fast.cli.verify import forced_backend
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES |= {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+TASKS = ("segmentation", "features")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``bench``; the defaults take about two minutes on two cores."""
+    add = parser.add_argument
+    add("--model", default="hrnet_w48", metavar="NAME", help="default: hrnet_w48")
+    add("--task", default="segmentation", choices=TASKS, help="default: segmentation")
+    add("--image", default=None, metavar="FILE", help="default: a photograph that scikit-learn brings along, 427x640")
+    add("--size", default=None, metavar="HxW", help="resize the image to this many pixels (default: its own size)")
+    add("--dtype", default="float32", choices=list(DTYPES), help="default: float32")
+    add("--batch", type=int, default=1, metavar="N", help="the image N times (default: 1)")
+    add("--threads", type=int, default=None, metavar="N", help="threads for torch (default: torch's own choice)")
+    add("--device", default="cpu", metavar="DEVICE", help="cpu or cuda (default: cpu)")
+    add("--backend", default="auto", choices=["auto", *backends.TABLE], help="of hrnet_fast (default: auto)")
+    add("--compile", action="store_true", help="also torch.compile, frozen, which takes a minute to compile")
+    add("--checkpoint", default=None, metavar="FILE", help="trained weights (default: random ones, always the same)")
+    add("--budget", type=float, default=60.0, metavar="SECONDS", help="time to spend on timing (default: 60)")
+    add("--json", nargs="?", const="bench.json", default=None, metavar="FILE", help="write the results (bench.json)")
+    add("--plot", nargs="?", const="bench.png", default=None, metavar="FILE", help="draw the results (bench.png)")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Measures, prints the table, writes what was asked for. 1 where the outputs do not agree."""
+    setup, device = _setup(arguments)
+    size = None if arguments.size is None else images.parse_size(arguments.size)
+    image = images.load(arguments.image, size).to(device)
+    for path in (arguments.json, arguments.plot):
+        _check_writable(path)
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    case = _measure(setup, image, arguments)
+
+    shown = report.console()
+    shown.print(report.table(case, EAGER))
+    for line in report.notes(case):
+        shown.print(line)
+    if arguments.checkpoint is None and arguments.task == "segmentation":
+        shown.print("random weights: the agreement is that of the computations, the classes mean nothing")
+    ran_on = report.Report([case])
+    shown.print(f"measured on: {machine.summary(ran_on.machine)}")
+    if arguments.json is not None:
+        ran_on.save(arguments.json)
+        shown.print(f"results: {arguments.json}")
+    if arguments.plot is not None and any(entry.seconds for entry in case.entries):
+        _plot(case, ran_on.machine, arguments.plot)
+        shown.print(f"plot: {arguments.plot}")
+    return 0 if case.agrees else 1
+
+
+def _setup(arguments: argparse.Namespace) -> tuple[network.Setup, torch.device]:
+    if arguments.model not in list_models():
+        close = difflib.get_close_matches(arguments.model, list_models(), n=3, cutoff=0.4)
+        hint = f"the closest are {', '.join(close)}" if close else f"there are {', '.join(list_models())}"
+        raise BadInput(f"model {arguments.model!r} is unknown; {hint}")
+    for name, least in (("batch", 1), ("threads", 1)):
+        value = getattr(arguments, name)
+        if value is not None and value < least:
+            raise BadInput(f"{name} {value}: must be at least {least}")
+    if not 0 < arguments.budget < float("inf"):
+        raise BadInput(f"budget {arguments.budget:g}: must be a number of seconds above 0")
+    if arguments.checkpoint is not None and not Path(arguments.checkpoint).is_file():
+        raise BadInput(f"checkpoint {arguments.checkpoint}: there is no such file")
+    if arguments.backend != "auto":
+        reason = backends.TABLE[arguments.backend].why_not(None)
+        if reason is not None:
+            raise BadInput(f"backend {arguments.backend!r} cannot run here: {reason}")
+    forms = [EAGER, CHANNELS_LAST, *([FOLDED, COMPILED] if arguments.compile else []), FAST]
+    setup = network.Setup(arguments.model, arguments.task, DTYPES[arguments.dtype], arguments.batch,
+                          arguments.checkpoint, forms)  # fmt: skip
+    return setup, _device(arguments.device)
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("cpu", "cuda"):
+        raise BadInput(f"device {name!r}: expected cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise BadInput("device cuda: torch finds no GPU that it can use here")
+    return torch.device(name)
+
+
+def _check_writable(path: str | None) -> None:
+    """Minutes of measuring must not end in a file that cannot be written."""
+    if path is None:
+        return
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("ab"):
+            pass
+        if target.stat().st_size == 0:
+            target.unlink()
+    except OSError as error:
+        raise BadInput(f"{path}: cannot be written ({error.strerror})") from None
+
+
+def _measure(setup: network.Setup, image: torch.Tensor, arguments: argparse.Namespace) -> report.Case:
+    dtype = str(setup.dtype).removeprefix("torch.")
+    height, width = image.shape[2:]
+    description = f"{arguments.task}, {height}x{width}, batch {setup.batch}, {dtype}"
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("creating the network", total=1.0)
+        with forced_backend(arguments.backend):
+            try:
+                return network.measure(
+                    setup, image, budget=arguments.budget, name=arguments.model, description=description,
+                    progress=lambda doing, done: progress.update(task, description=doing, completed=done),
+                )  # fmt: skip
+            except network.Unusable as error:
+                raise BadInput(str(error)) from None
+
+
+def _plot(case: report.Case, ran_on: dict, path: str) -> None:
+    try:
+        from hrnet_fast.bench.plot import plot
+
+        plot([case], path, baseline=EAGER, title=f"{case.name} on a photograph", footnote=machine.summary(ran_on))
+    except ImportError as error:
+        raise BadInput(f"--plot needs matplotlib, which cannot be imported ({error}): pip install matplotlib") from None
+    except (OSError, ValueError) as error:
+        raise BadInput(f"plot {path}: cannot be written ({error})") from None
