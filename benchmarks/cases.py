@@ -2,6 +2,7 @@
 
 import copy
 import fnmatch
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,10 +14,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.exchange_forms import Fused, OfficialOrder, PaperOrder
 from hrnet_fast.bench import images, machine, network, report
 from hrnet_fast.bench.contenders import (
-    CHANNELS_LAST, COMPILED, EAGER, FAST, FOLDED, channels_last, compile_on_first_call, fold_batchnorm,
+    CHANNELS_LAST,
+    COMPILED,
+    EAGER,
+    FAST,
+    FOLDED,
+    channels_last,
+    compile_on_first_call,
+    fold_batchnorm,
 )  # fmt: skip
-from hrnet_fast.bench.harness import Contender, compare
-from hrnet_fast.models import randomize
+from hrnet_fast.bench.harness import Contender, Prepared, compare
 from hrnet_fast.modules import ExchangeUnit, PlainExchangeUnit, PlainSegmentationHead, SegmentationHead
 from hrnet_fast.tolerances import OPERATOR
 
@@ -29,12 +36,16 @@ PAPER = "eager, paper's order"
 
 @dataclass(frozen=True)
 class Case:
-    """One thing to measure: ``measure(budget, compiled, progress)`` returns its record."""
+    """One thing to measure.
+
+    ``measure(budget, compiled, progress)`` returns its record; ``prepare()`` what it is made of, without torch.compile.
+    """
 
     name: str
     description: str
     dtype: str
     baseline: str
+    prepare: Callable[[], Prepared]
     measure: Callable[[float, bool, Callable | None], report.Case]
 
 
@@ -66,80 +77,101 @@ def streams(c: int, count: int, height: int, width: int, dtype: torch.dtype) -> 
 
 def _exchange(kind: str, c: int, h: int, w: int, dtype_name: str) -> Case:
     dtype, channels = DTYPES[dtype_name], [c, 2 * c, 4 * c, 8 * c]
-    name = f"{kind}-c{c}-{h}x{w}-{dtype_name}"
     what = "exchange, stage 4 output 0" if kind == "exchange" else "the paper's order against the official one"
-    description = f"{what}, c={c}, {h}x{w}, {dtype_name}"
+    forms = {FOLDED: OfficialOrder, FAST: Fused}
+    if kind == "order":
+        forms = {PAPER: PaperOrder, **forms}
 
-    def measure(budget, compiled, progress):
-        inputs = streams(c, 4, h, w, dtype)
-        forms = {FOLDED: OfficialOrder, FAST: Fused} if kind == "exchange" else {
-            PAPER: PaperOrder, FOLDED: OfficialOrder, FAST: Fused}  # fmt: skip
-        modules = {form: channels_last(make(channels, dtype, SEED)) for form, make in forms.items()}
-        exact = OfficialOrder(channels, dtype, SEED).double()
-        return _compare(name, description, dtype_name, modules, exact, inputs, budget, compiled, progress)
+    def build():
+        modules = {form: make(channels, dtype, SEED) for form, make in forms.items()}
+        return modules, OfficialOrder(channels, dtype, SEED), streams(c, 4, h, w, dtype)
 
-    return Case(name, description, dtype_name, FOLDED if kind == "exchange" else PAPER, measure)
+    return _module_case(f"{kind}-c{c}-{h}x{w}-{dtype_name}", f"{what}, c={c}, {h}x{w}, {dtype_name}", dtype_name,
+                        FOLDED if kind == "exchange" else PAPER, build)  # fmt: skip
 
 
 def _unit(c: int, stage: int, dtype_name: str) -> Case:
     channels = [c << j for j in range(stage)]
-    return _module_case(
-        f"unit-w{c}-stage{stage}-{dtype_name}", f"exchange unit of stage {stage}, w{c}, 512x512, {dtype_name}",
-        dtype_name, lambda: PlainExchangeUnit(channels), lambda: ExchangeUnit(channels),
-        lambda dtype: streams(c, stage, 128, 128, dtype),
-    )  # fmt: skip
+
+    def build():
+        return _forms(
+            PlainExchangeUnit(channels), ExchangeUnit(channels), streams(c, stage, 128, 128, DTYPES[dtype_name])
+        )
+
+    return _module_case(f"unit-w{c}-stage{stage}-{dtype_name}",
+                        f"exchange unit of stage {stage}, w{c}, 512x512, {dtype_name}",
+                        dtype_name, FOLDED, build)  # fmt: skip
 
 
 def _head(c: int, dtype_name: str) -> Case:
     channels = [c << j for j in range(4)]
-    return _module_case(
-        f"head-w{c}-128x128-{dtype_name}", f"V2 segmentation head, w{c}, 128x128, {dtype_name}", dtype_name,
-        lambda: PlainSegmentationHead(channels, CLASSES), lambda: SegmentationHead(channels, CLASSES),
-        lambda dtype: streams(c, 4, 128, 128, dtype),
-    )  # fmt: skip
+
+    def build():
+        return _forms(PlainSegmentationHead(channels, CLASSES), SegmentationHead(channels, CLASSES),
+                      streams(c, 4, 128, 128, DTYPES[dtype_name]))  # fmt: skip
+
+    return _module_case(f"head-w{c}-128x128-{dtype_name}", f"V2 segmentation head, w{c}, 128x128, {dtype_name}",
+                        dtype_name, FOLDED, build)  # fmt: skip
 
 
-def _module_case(name: str, description: str, dtype_name: str, plain: Callable, fast: Callable, inputs: Callable) -> Case:
-    dtype = DTYPES[dtype_name]
+def _forms(plain: nn.Module, fast: nn.Module, inputs: list[Tensor]):
+    """A module of the network as people run it, with BatchNorm folded, and ours, all from the same weights."""
+    plain = _randomize(plain.eval())
+    fast.load_state_dict(plain.state_dict())
+    dtype = inputs[0].dtype
+    modules = {
+        CHANNELS_LAST: copy.deepcopy(plain).to(dtype),
+        FOLDED: fold_batchnorm(plain).to(dtype),
+        FAST: fast.to(dtype),
+    }
+    return modules, plain, inputs
+
+
+def _randomize(module: nn.Module) -> nn.Module:
+    """Weights that keep activations of order 1, and BatchNorms whose folding changes every number."""
+    generator = torch.Generator().manual_seed(SEED)
+
+    def fill(tensor: Tensor, mean: float, deviation: float) -> None:
+        tensor.copy_(torch.randn(tensor.shape, generator=generator) * deviation + mean)
+
+    with torch.no_grad():
+        for layer in module.modules():
+            if isinstance(layer, nn.Conv2d):
+                fill(layer.weight, 0.0, layer.weight[0].numel() ** -0.5)
+            elif isinstance(layer, nn.BatchNorm2d):
+                for tensor, mean in ((layer.weight, 1.0), (layer.bias, 0.0), (layer.running_mean, 0.0)):
+                    fill(tensor, mean, 0.2)
+                layer.running_var.copy_(torch.rand(layer.running_var.shape, generator=generator) + 0.5)
+    return module
+
+
+def _module_case(name: str, description: str, dtype: str, baseline: str, build: Callable) -> Case:
+    """A case from ``build() -> (contender -> module, the exact module, inputs)``."""
+
+    def make(compiled: bool) -> tuple[dict[str, nn.Module], list[Tensor], Prepared]:
+        modules, exact, inputs = build()
+        for module in modules.values():
+            channels_last(module.eval().requires_grad_(False))
+        with torch.inference_mode():
+            reference = copy.deepcopy(exact).to(DTYPES[dtype]).double()([x.double() for x in inputs])
+        contenders = [Contender(form, functools.partial(module, inputs)) for form, module in modules.items()]
+        if compiled:  # ours comes last in tables
+            modules[COMPILED] = modules[FOLDED]
+            contenders.insert(-1, Contender(COMPILED, compile_on_first_call(modules[FOLDED], inputs)))
+        return modules, inputs, Prepared(contenders, reference, OPERATOR[DTYPES[dtype]])
 
     def measure(budget, compiled, progress):
-        original = plain().eval()
-        randomize(original, SEED)
-        quick = fast().eval()
-        quick.load_state_dict(original.state_dict())
-        # what is compared is the work, so every form gets the weights that BatchNorm was folded into
-        folded = fold_batchnorm(original).to(dtype)
-        modules = {CHANNELS_LAST: channels_last(copy.deepcopy(original).to(dtype)), FOLDED: channels_last(folded),
-                   FAST: channels_last(quick.to(dtype))}  # fmt: skip
-        exact = copy.deepcopy(original).double()
-        return _compare(name, description, dtype_name, modules, exact, inputs(dtype), budget, compiled, progress)
+        modules, inputs, prepared = make(compiled)
+        neighbours = machine.Neighbours()
+        results = compare(prepared, budget=budget, progress=progress)
+        busy = neighbours.share()
+        entries = report.entries(results)
+        for entry in entries:
+            entry.gflops = _gflops(modules[entry.name], inputs)
+        return report.Case(name=name, description=description, dtype=dtype, tolerance=prepared.tolerance,
+                           entries=entries, neighbours=busy)  # fmt: skip
 
-    return Case(name, description, dtype_name, FOLDED, measure)
-
-
-def _compare(name: str, description: str, dtype: str, modules: dict[str, nn.Module], exact: nn.Module,
-             inputs: list[Tensor], budget: float, compiled: bool, progress: Callable | None) -> report.Case:  # fmt: skip
-    for module in modules.values():
-        module.eval().requires_grad_(False)
-    calls: dict[str, Callable] = {form: _bind(module, inputs) for form, module in modules.items()}
-    if compiled:
-        calls = {**calls, COMPILED: compile_on_first_call(modules[FOLDED], inputs)}
-        calls[FAST] = calls.pop(FAST)  # ours comes last in tables
-    with torch.inference_mode():
-        reference = exact([x.double() for x in inputs])
-    neighbours = machine.Neighbours()
-    results = compare([Contender(form, call) for form, call in calls.items()], reference, OPERATOR[DTYPES[dtype]],
-                      budget=budget, progress=progress)  # fmt: skip
-    busy = neighbours.share()
-    entries = report.entries(results)
-    for entry in entries:
-        entry.gflops = _gflops(modules[FOLDED if entry.name == COMPILED else entry.name], inputs)
-    return report.Case(name=name, description=description, dtype=dtype, tolerance=OPERATOR[DTYPES[dtype]],
-                       entries=entries, neighbours=busy)  # fmt: skip
-
-
-def _bind(module: nn.Module, inputs: list[Tensor]) -> Callable:
-    return lambda: module(inputs)
+    return Case(name, description, dtype, baseline, lambda: make(False)[2], measure)
 
 
 def _gflops(module: nn.Module, inputs: list[Tensor]) -> float:
@@ -149,13 +181,17 @@ def _gflops(module: nn.Module, inputs: list[Tensor]) -> float:
 
 
 def _model(c: int, h: int, w: int, dtype_name: str) -> Case:
-    name, model = f"model-w{c}-{h}x{w}-{dtype_name}", f"hrnet_w{c}"
-    description = f"HRNet-W{c} segmentation, {h}x{w}, {dtype_name}"
+    name, description = f"model-w{c}-{h}x{w}-{dtype_name}", f"HRNet-W{c} segmentation, {h}x{w}, {dtype_name}"
+
+    def setup(compiled: bool) -> network.Setup:
+        forms = [EAGER, CHANNELS_LAST, FOLDED, *([COMPILED] if compiled else []), FAST]
+        return network.Setup(f"hrnet_w{c}", dtype=DTYPES[dtype_name], contenders=forms)
+
+    def prepare():
+        return network.prepare(setup(False), images.load(size=(h, w)))
 
     def measure(budget, compiled, progress):
-        forms = [EAGER, CHANNELS_LAST, FOLDED, *([COMPILED] if compiled else []), FAST]
-        setup = network.Setup(model, dtype=DTYPES[dtype_name], contenders=forms)
-        return network.measure(setup, images.load(size=(h, w)), budget=budget, name=name, description=description,
-                               progress=progress)  # fmt: skip
+        return network.measure(setup(compiled), images.load(size=(h, w)), budget=budget, name=name,
+                               description=description, progress=progress)  # fmt: skip
 
-    return Case(name, description, dtype_name, CHANNELS_LAST, measure)
+    return Case(name, description, dtype_name, CHANNELS_LAST, prepare, measure)

@@ -29,7 +29,9 @@ PLOT = "benchmarks/results/speed.png"
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     """Regenerates the table and the plot under ``root``; with --check only compares the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readme_table", description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, exit with 1 where the README is out of date")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing, exit with 1 where the README is out of date"
+    )
     arguments = parser.parse_args(argv)
     readme = root / "README.md"
     before = readme.read_text()
@@ -40,7 +42,9 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     after = insert(before, table(reports))
     if arguments.check:
         if after != before:
-            print("README.md is not what benchmarks/results/ says: run python -m benchmarks.readme_table", file=sys.stderr)
+            print(
+                "README.md is not what benchmarks/results/ says: run python -m benchmarks.readme_table", file=sys.stderr
+            )
         return int(after != before)
     readme.write_text(after)
     plotted = [reports[name] for name in PLOTTED if name in reports]
@@ -71,11 +75,14 @@ def table(reports: dict[str, Report]) -> str:
     rows = [name for name in ROWS if name in reports]
     if not rows:
         return "No results are stored yet: `python -m benchmarks.run` measures them.\n"
-    lines = ["| | eager, channels_last | torch.compile, frozen | hrnet_fast | speedup over eager | over torch.compile |",
+    lines = ["| | eager, channels_last | torch.compile | hrnet_fast | speedup over eager | over torch.compile |",
              "|---|--:|--:|--:|--:|--:|"]  # fmt: skip
     lines += [_row(reports[name].cases[0]) for name in rows]
     machines = list(dict.fromkeys(summary(reports[name].machine) for name in rows))
-    lines += ["", "Medians of runs in turn, batch 1; eager is the faster of the forms with and without BatchNorm folded."]
+    lines += [
+        "",
+        "Medians of runs in turn, batch 1; eager is the faster of the forms with and without BatchNorm folded.",
+    ]
     lines += [f"Measured on: {text}." for text in machines]
     if any(reports[name].cases[0].disturbed for name in rows):
         lines += ["Rows with * were measured while other processes kept the cores busy."]

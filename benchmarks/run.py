@@ -59,6 +59,7 @@ def _measure(selected: list[suite.Case], arguments: argparse.Namespace) -> list[
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("", total=len(selected))
         for index, case in enumerate(selected):
+
             def show(doing: str, done: float, name: str = case.name, index: int = index) -> None:
                 progress.update(task, description=f"{name}: {doing}", completed=index + done)
 
@@ -80,16 +81,18 @@ def _print_goals(measured: list[report.Case], console: Console) -> None:
     for name in ("measured", "goal"):
         table.add_column(name, justify="right")
     table.add_column("")
-    found = outcomes(measured)
+    found, disturbed = outcomes(measured), {case.name for case in measured if case.disturbed}
     for outcome in found:
         shown = "not timed" if outcome.measured is None else f"{outcome.measured:.2f}x"
         verdict = "[green]reached[/green]" if outcome.reached else "[red]missed[/red]"
+        if outcome.case in disturbed:
+            verdict += " (disturbed)"
         table.add_row(outcome.case, outcome.goal.over, shown, f"{outcome.goal.ratio:g}x", verdict)
     console.print(table)
     console.print(f"{sum(outcome.reached for outcome in found)} of {len(found)} goals reached")
     if not any(case.entry(COMPILED) for case in measured):
         console.print("torch.compile was left out, and with it the goals over it")
-    if any(case.disturbed for case in measured):
+    if disturbed:
         console.print("[red]other processes were busy on this machine: measure again when it is quiet[/red]")
 
 

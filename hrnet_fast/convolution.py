@@ -1,5 +1,6 @@
 """A convolution prepared for inference: through oneDNN with the weights reordered once, or plain PyTorch."""
 
+import contextlib
 import functools
 
 import torch
@@ -55,10 +56,9 @@ def _register_flops() -> None:
     def formula(x, weight, bias, padding, stride, dilation, groups, *args, out_shape=None, **kwargs) -> int:
         return conv_flop_count(x, weight, out_shape, transposed=False)
 
-    try:
+    # this PyTorch may have no such operator, or somebody else may have registered a formula
+    with contextlib.suppress(AttributeError, RuntimeError):
         register_flop_formula(torch.ops.mkldnn._convolution_pointwise)(formula)
-    except (AttributeError, RuntimeError):
-        pass  # this PyTorch has no such operator, or somebody else has registered a formula
 
 
 _register_flops()

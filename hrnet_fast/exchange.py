@@ -59,63 +59,104 @@ def exchange(
 
 
 def _validate(inputs, weights, bias, size, mode, align_corners, activation, projection) -> ExchangeCall:
-    inputs = list(inputs) if not isinstance(inputs, Tensor) else _fail_type("inputs", inputs, "a list of tensors")
-    if not 1 <= len(inputs) <= MAX_INPUTS:
-        raise ValueError(f"inputs: expected 1 to {MAX_INPUTS} tensors, got {len(inputs)}")
-    weights = [None] * len(inputs) if weights is None else list(weights)
-    if len(weights) != len(inputs):
-        raise ValueError(f"weights: expected one entry beside each of the {len(inputs)} inputs, got {len(weights)}")
+    # Straight-line code: on small tensors this costs as much as the kernel.
+    if isinstance(inputs, Tensor):
+        _fail_type("inputs", inputs, "a list of tensors")
+    inputs = list(inputs)
+    count = len(inputs)
+    if not 1 <= count <= MAX_INPUTS:
+        raise ValueError(f"inputs: expected 1 to {MAX_INPUTS} tensors, got {count}")
+    weights = [None] * count if weights is None else list(weights)
+    if len(weights) != count:
+        raise ValueError(f"weights: expected one entry beside each of the {count} inputs, got {len(weights)}")
     if mode not in MODES:
         raise ValueError(f"mode: expected one of {', '.join(map(repr, MODES))}, got {mode!r}")
     if align_corners and mode == "nearest":
         raise ValueError("align_corners: only bilinear interpolation has it, got align_corners=True with mode='nearest'")
-    if activation not in ("relu", None):
+    if activation != "relu" and activation is not None:
         raise ValueError(f"activation: expected 'relu' or None, got {activation!r}")
 
     first = inputs[0]
     if not isinstance(first, Tensor):
         _fail_type("inputs[0]", first, "a tensor")
-    device, dtype = first.device, first.dtype
-    autocast = torch.is_autocast_enabled(device.type)
-    shapes = [x.shape if isinstance(x, Tensor) else _fail_type(f"inputs[{j}]", x, "a tensor")
-              for j, x in enumerate(inputs)]  # fmt: skip
+    like = _Like(first)
+    shapes = []
     for j, x in enumerate(inputs):
-        if len(shapes[j]) != 4:
-            raise ValueError(f"inputs[{j}]: expected [N, C, H, W], got the shape {list(shapes[j])}")
-        _check_like(f"inputs[{j}]", x, dtype, device, autocast)
-        if shapes[j][0] != shapes[0][0]:
-            raise ValueError(f"inputs[{j}]: expected batch {shapes[0][0]} as in inputs[0], got {shapes[j][0]}")
+        like.check("inputs[", j, x)
+        shape = x.shape
+        if len(shape) != 4:
+            raise ValueError(f"inputs[{j}]: expected [N, C, H, W], got the shape {list(shape)}")
+        if shape[0] != shapes[0][0] if j else False:
+            raise ValueError(f"inputs[{j}]: expected batch {shapes[0][0]} as in inputs[0], got {shape[0]}")
+        shapes.append(shape)
 
     height, width = _size(shapes, size)
-    c_out = shapes[0][1] if weights[0] is None else _out_channels(weights[0], 0)
-    for j, (weight, shape) in enumerate(zip(weights, shapes, strict=True)):
+    c_out = None
+    for j, weight in enumerate(weights):
+        channels = shapes[j][1]
         if weight is None:
-            if shape[1] != c_out:
-                raise ValueError(f"inputs[{j}]: without a weight its channels must be the output's {c_out}, got {shape[1]}")
-            continue
-        _check_like(f"weights[{j}]", weight, dtype, device, autocast)
-        _check_weight(f"weights[{j}]", weight, c_out, shape[1])
+            c_out = channels if c_out is None else c_out
+            if channels != c_out:
+                raise ValueError(f"inputs[{j}]: without a weight its channels must be the output's {c_out}, got {channels}")
+        else:
+            like.check("weights[", j, weight)
+            c_out = _check_weight("weights[", j, weight, c_out, channels)
     if bias is not None:
-        _check_bias("bias", bias, c_out, dtype, device, autocast)
+        _check_bias("bias", bias, c_out, like)
 
     projection_bias = None
     if projection is not None:
         if not isinstance(projection, Tensor):
             projection, projection_bias = projection
-        _check_like("projection", projection, dtype, device, autocast)
-        _check_weight("projection", projection, _out_channels(projection, "projection"), c_out)
+        like.check("projection", None, projection)
+        channels = _check_weight("projection", None, projection, None, c_out)
         if projection_bias is not None:
-            _check_bias("projection bias", projection_bias, projection.shape[0], dtype, device, autocast)
+            _check_bias("projection bias", projection_bias, channels, like)
 
-    allow_tf32 = device.type == "cuda" and torch.backends.cuda.matmul.allow_tf32
+    allow_tf32 = like.cuda and torch.backends.cuda.matmul.allow_tf32
     return ExchangeCall(inputs, weights, bias, projection, projection_bias, height, width, mode, bool(align_corners),
                         activation == "relu", allow_tf32)  # fmt: skip
 
 
+class _Like:
+    """What every tensor of a call has in common with the first input: dtype and device."""
+
+    __slots__ = ("autocast", "cuda", "device", "dtype")
+
+    def __init__(self, first: Tensor):
+        self.device, self.dtype = first.device, first.dtype
+        kind = self.device.type
+        self.cuda = kind == "cuda"
+        self.autocast = kind != "meta" and torch.is_autocast_enabled(kind)  # then dtypes may differ: all are cast
+        if self.dtype not in FLOAT_DTYPES:
+            self._fail_dtype("inputs[0]", self.dtype)
+
+    def check(self, name: str, index: int | None, x) -> None:
+        if not isinstance(x, Tensor):
+            _fail_type(_name(name, index), x, "a tensor")
+        if x.dtype != self.dtype:
+            if x.dtype not in FLOAT_DTYPES:
+                self._fail_dtype(_name(name, index), x.dtype)
+            if not self.autocast:
+                raise TypeError(f"{_name(name, index)}: expected dtype {self.dtype} as inputs[0] has, got {x.dtype}")
+        if x.device != self.device:
+            raise ValueError(f"{_name(name, index)}: expected device {self.device} as inputs[0] has, got {x.device}")
+
+    @staticmethod
+    def _fail_dtype(name: str, dtype: torch.dtype):
+        raise TypeError(f"{name}: expected one of {', '.join(map(str, FLOAT_DTYPES))}, got {dtype}")
+
+
+def _name(name: str, index: int | None) -> str:
+    return name if index is None else f"{name}{index}]"
+
+
 def _size(shapes, size) -> tuple[int, int]:
-    largest_h, largest_w = max(s[2] for s in shapes), max(s[3] for s in shapes)
-    if min(min(s[2], s[3]) for s in shapes) < 1:
-        raise ValueError(f"inputs: every height and width must be at least 1, got {[list(s) for s in shapes]}")
+    largest_h = largest_w = 0
+    for _, _, h, w in shapes:
+        if h < 1 or w < 1:
+            raise ValueError(f"inputs: every height and width must be at least 1, got {[list(s) for s in shapes]}")
+        largest_h, largest_w = max(largest_h, h), max(largest_w, w)
     if size is None:
         if not any(s[2] == largest_h and s[3] == largest_w for s in shapes):
             sizes = [tuple(s[2:]) for s in shapes]
@@ -135,30 +176,19 @@ def _fail_type(name, value, expected):
     raise TypeError(f"{name}: expected {expected}, got {type(value).__name__}")
 
 
-def _check_like(name, x, dtype, device, autocast):
-    if not isinstance(x, Tensor):
-        _fail_type(name, x, "a tensor")
-    if x.dtype != dtype and not autocast:
-        raise TypeError(f"{name}: expected dtype {dtype} as inputs[0] has, got {x.dtype}")
-    if x.dtype not in FLOAT_DTYPES:
-        raise TypeError(f"{name}: expected one of {', '.join(map(str, FLOAT_DTYPES))}, got {x.dtype}")
-    if x.device != device:
-        raise ValueError(f"{name}: expected device {device} as inputs[0] has, got {x.device}")
-
-
-def _out_channels(weight, name):
-    if not isinstance(weight, Tensor):
-        _fail_type(f"weights[{name}]" if isinstance(name, int) else name, weight, "a tensor or None")
-    return weight.shape[0] if weight.ndim else 0
-
-
-def _check_weight(name, weight, c_out, c_in):
+def _check_weight(name, index, weight, c_out, c_in) -> int:
+    """Its output channels; they must be c_out, where that is known already."""
     shape = weight.shape
-    if len(shape) not in (2, 4) or shape[0] != c_out or shape[1] != c_in or any(s != 1 for s in shape[2:]):
-        raise ValueError(f"{name}: expected [{c_out}, {c_in}] or [{c_out}, {c_in}, 1, 1], got {list(shape)}")
+    rank = len(shape)
+    fits = (rank == 2 or (rank == 4 and shape[2] == 1 and shape[3] == 1)) and shape[1] == c_in
+    if not fits or (c_out is not None and shape[0] != c_out):
+        out = "C_out" if c_out is None else c_out
+        raise ValueError(
+            f"{_name(name, index)}: expected [{out}, {c_in}] or [{out}, {c_in}, 1, 1], got {list(shape)}")  # fmt: skip
+    return shape[0]
 
 
-def _check_bias(name, bias, channels, dtype, device, autocast):
-    _check_like(name, bias, dtype, device, autocast)
+def _check_bias(name, bias, channels, like):
+    like.check(name, None, bias)
     if bias.ndim != 1 or bias.shape[0] != channels:
         raise ValueError(f"{name}: expected [{channels}], got {list(bias.shape)}")

@@ -29,8 +29,10 @@ def fold(
     Args:
         weight: [O, I, kh, kw] (or with any other trailing dimensions).
         bias: [O] or None.
-        mean, var: running statistics [O].
-        gamma, beta: affine parameters [O], or None where the norm has none.
+        mean: running mean [O].
+        var: running variance [O].
+        gamma: scale [O], or None where the norm has none.
+        beta: shift [O], or None where the norm has none.
         eps: added to the variance.
 
     Returns:
@@ -75,8 +77,8 @@ class FoldCache:
     """One value that was computed from a module's tensors, kept until one of them changes.
 
     What is compared, for every module below the owner: each parameter and buffer by identity, ``_version`` and address
-    (the cache keeps the memory alive, so that a tensor moved to another dtype or device has another address); each child
-    module, ``training`` flag and ``eps`` by identity. So in-place optimizer steps, load_state_dict, ``.to()``,
+    (the cache keeps the memory alive, so that a tensor moved to another dtype or device has another address); each
+    child module, ``training`` flag and ``eps`` by identity. So in-place optimizer steps, load_state_dict, ``.to()``,
     ``.half()``, swapped parameters or modules, and train() and back all end a value. Tensors made under inference_mode
     have no version and are compared by the rest. Writes through ``.data`` (and in-place writes to inference tensors)
     leave no trace: ``hrnet_fast.refold(model)`` drops every cache.

@@ -5,7 +5,6 @@ defined here with the reference as their implementation, so that programs that n
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 

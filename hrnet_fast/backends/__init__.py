@@ -21,12 +21,15 @@ def choose(call: ExchangeCall, name: str = "auto") -> ModuleType:
         ValueError: ``name`` is not in the table.
         RuntimeError: the named backend cannot serve the call.
     """
+    argument = "backend"
     if name == "auto":
-        name = os.environ.get("HRNET_FAST_BACKEND") or "auto"
+        name, argument = os.environ.get("HRNET_FAST_BACKEND") or "auto", "HRNET_FAST_BACKEND"
     if name == "auto":
-        return next(module for module in TABLE.values() if module.why_not(call) is None)
+        for module in TABLE.values():
+            if module.why_not(call) is None:
+                return module
     if name not in TABLE:
-        raise ValueError(f"backend: expected 'auto' or one of {', '.join(map(repr, TABLE))}, got {name!r}")
+        raise ValueError(f"{argument}: expected 'auto' or one of {', '.join(map(repr, TABLE))}, got {name!r}")
     reason = TABLE[name].why_not(call)
     if reason is not None:
         raise RuntimeError(f"backend {name!r} cannot serve this call: {reason}")

@@ -6,21 +6,22 @@ from torch import Tensor
 from hrnet_fast import library
 from hrnet_fast.call import ExchangeCall
 
+_DIFFERENTIABLE = torch.ops.hrnet_fast.exchange.default
+_FORWARD = torch.ops.hrnet_fast.exchange_fwd.default
+
 
 def why_not(call: ExchangeCall | None) -> str | None:
     if library.extension_error is not None:
         return library.extension_error
     if call is None:
         return None
-    device = call.inputs[0].device.type
-    if device != "cpu":
-        return f"it serves tensors on the CPU, these are on {device}"
-    if torch.jit.is_tracing() or torch.jit.is_scripting():
+    if not call.inputs[0].is_cpu:
+        return f"it serves tensors on the CPU, these are on {call.inputs[0].device.type}"
+    if torch.jit.is_tracing():
         return "under torch.jit tracing only standard operators are recorded"
     return None
 
 
 def run(call: ExchangeCall) -> Tensor:  # [N, C_out or C_p, H, W]
     # The differentiable operator costs twice as much to call even where no gradient is wanted.
-    op = torch.ops.hrnet_fast.exchange if call.needs_grad else torch.ops.hrnet_fast.exchange_fwd
-    return op.default(*call.arguments())
+    return (_DIFFERENTIABLE if call.needs_grad else _FORWARD)(*call.arguments())

@@ -17,7 +17,7 @@ def why_not(call: ExchangeCall | None) -> str | None:
 
 def run(call: ExchangeCall) -> Tensor:  # [N, C_out or C_p, H, W]
     device = call.inputs[0].device.type
-    if torch.is_autocast_enabled(device):
+    if device != "meta" and torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
         with torch.autocast(device, enabled=False):
             return _compute(call, dtype)

@@ -1,8 +1,9 @@
-"""The forms that a network is measured in: plain PyTorch as people run it, the best that PyTorch can make of it, ours."""
+"""The forms that a network is measured in: plain PyTorch as people run it, the best PyTorch can make of it, ours."""
 
 import copy
 import re
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ def _pairs(parent: nn.Module) -> list[tuple[str, str]]:
     children = dict(parent.named_children())
     if isinstance(parent, nn.Sequential):
         names = list(children)
-        pairs = list(zip(names, names[1:], strict=False))
+        pairs = list(pairwise(names))
     else:
         numbers = [match[1] for name in children if (match := re.fullmatch(r"conv(\d*)", name))]
         pairs = [(f"conv{number}", f"bn{number}") for number in numbers]
@@ -40,7 +41,7 @@ def _pairs(parent: nn.Module) -> list[tuple[str, str]]:
 
 
 def compile_on_first_call(module: nn.Module, *inputs) -> Callable[[], object]:
-    """``torch.compile`` in its best form for inference: static shapes, weights frozen into the code and laid out for it.
+    """``torch.compile`` in its best form for inference: static shapes, weights frozen into the code and reordered.
 
     The first call compiles (so that a machine without a compiler fails there), all further ones only run.
     """

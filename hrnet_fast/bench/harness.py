@@ -27,6 +27,19 @@ class Contender:
     call: Callable[[], Tensor | Sequence[Tensor]]
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """A case that is ready to be measured."""
+
+    contenders: list[Contender]
+    reference: Tensor | Sequence[Tensor]  # float64
+    tolerance: float
+
+    def contender(self, name: str) -> Contender | None:
+        """The contender of that name."""
+        return next((contender for contender in self.contenders if contender.name == name), None)
+
+
 @dataclass
 class Result:
     """What became of one contender. ``seconds`` holds one sample per round, none where the output was off."""
@@ -78,9 +91,7 @@ def _tensors(value: Tensor | Sequence[Tensor]) -> list[Tensor]:
 
 
 def compare(
-    contenders: Sequence[Contender],
-    reference: Tensor | Sequence[Tensor],
-    tolerance: float,
+    case: Prepared,
     *,
     budget: float = 10.0,
     progress: Callable[[str, float], None] | None = None,
@@ -90,9 +101,8 @@ def compare(
     """Checks every contender, then times those that agree, in turns.
 
     Args:
-        contenders: in the order in which they take turns.
-        reference: what they should compute, in float64.
-        tolerance: the largest relative error with which a contender is timed.
+        case: the contenders in the order in which they take turns, what they should compute, and the largest relative
+            error with which a contender is timed.
         budget: seconds to time for; at least MIN_ROUNDS and at most MAX_ROUNDS rounds are made.
         progress: called with what is going on and the share of the work that is done, 0 to 1.
         observe: called with the name and the output of every contender that agrees.
@@ -104,22 +114,23 @@ def compare(
     report = progress or (lambda doing, done: None)
     results = []
     with torch.inference_mode():
-        for contender in contenders:
+        for contender in case.contenders:
             report(f"checking {contender.name}", 0.0)
-            results.append(_check(contender, reference, tolerance, observe))
-        runs = [(contender.call, result) for contender, result in zip(contenders, results, strict=True) if result.agrees]
+            results.append(_check(contender, case, observe))
+        runs = [(c.call, result) for c, result in zip(case.contenders, results, strict=True) if result.agrees]
         if runs:
             _time(runs, budget, report, clock)
     return results
 
 
-def _check(contender: Contender, reference, tolerance: float, observe: Callable | None) -> Result:
+def _check(contender: Contender, case: Prepared, observe: Callable | None) -> Result:
     try:
         output = contender.call()
     except Exception as error:  # a contender that cannot run (torch.compile without a compiler) must not end the others
         lines = str(error).splitlines()
-        return Result(contender.name, math.inf, tolerance, failure=f"{type(error).__name__}: {lines[0] if lines else ''}")
-    result = Result(contender.name, worst_error(output, reference), tolerance)
+        failure = f"{type(error).__name__}: {lines[0] if lines else ''}"
+        return Result(contender.name, math.inf, case.tolerance, failure=failure)
+    result = Result(contender.name, worst_error(output, case.reference), case.tolerance)
     if observe is not None and result.agrees:
         observe(contender.name, output)
     return result

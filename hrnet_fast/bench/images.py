@@ -47,12 +47,15 @@ def load(source: str | None = None, size: tuple[int, int] | None = None) -> Tens
     path = Path(source) if source and source not in SAMPLES else _sample(source or SAMPLES[0])
     pixels = _read(path, source or path.name)
     check_size(*(size or pixels.shape[1:]))
-    image = pixels.float().div(255)
-    image = (image - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(DEVIATION).view(3, 1, 1)
-    image = image.unsqueeze(0)
+    image = normalize(pixels.float().div(255))
     if size is not None and size != tuple(image.shape[2:]):
         image = F.interpolate(image, size, mode="bilinear", antialias=True)
     return image
+
+
+def normalize(pixels: Tensor) -> Tensor:
+    """Pixels [3, H, W] from 0 to 1, as a network's input [1, 3, H, W]."""
+    return ((pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(DEVIATION).view(3, 1, 1)).unsqueeze(0)
 
 
 def _sample(name: str) -> Path:
@@ -65,7 +68,10 @@ def _sample(name: str) -> Path:
 
 
 def _read(path: Path, name: str) -> Tensor:  # [3, H, W] uint8
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    try:
+        from PIL import Image, ImageOps, UnidentifiedImageError
+    except ImportError:
+        raise BadInput("images are read with Pillow, which is not installed: pip install pillow") from None
 
     try:
         with Image.open(path) as file:

@@ -1,4 +1,4 @@
-"""What a figure was measured on, as a dict that JSON can hold. It names hardware and versions, never a host or a path."""
+"""What a figure was measured on, as a dict for JSON: hardware and versions, never the name of a host or a path."""
 
 import os
 import platform

@@ -7,13 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hrnet_fast import create_model
+from hrnet_fast import create_model, load_checkpoint
+from hrnet_fast.bench import BadInput, machine, report
 from hrnet_fast.bench import contenders as forms
-from hrnet_fast.bench import machine, report
-from hrnet_fast.bench.harness import Contender, compare
+from hrnet_fast.bench.harness import Contender, Prepared, compare
 from hrnet_fast.bench.memory import peak_bytes
 from hrnet_fast.bench.shares import shares
-from hrnet_fast.models import flops, randomize
+from hrnet_fast.models import multiply_adds, randomize
 from hrnet_fast.modules import PlainExchangeUnit, PlainSegmentationHead
 from hrnet_fast.tolerances import MODEL
 
@@ -33,6 +33,40 @@ class Setup:
     memory: bool = True
 
 
+def prepare(setup: Setup, image: Tensor, plain: nn.Module | None = None) -> Prepared:
+    """The contenders of a network on an image [1, 3, H, W] float32, and the float64 reference."""
+    plain = create(setup, image) if plain is None else plain
+    with torch.inference_mode():
+        # the weights and pixels that the contenders get: rounded to their dtype, computed with in float64
+        reference = copy.deepcopy(plain).to(setup.dtype).double()(image.to(setup.dtype).double())
+    # the same image throughout the batch: one float64 pass is enough
+    reference = _repeat(reference, setup.batch)
+    batch = image.to(setup.dtype).expand(setup.batch, -1, -1, -1).contiguous()
+    contenders = [Contender(form, _prepare(form, plain, setup, batch)) for form in setup.contenders]
+    return Prepared(contenders, reference, MODEL[setup.dtype])
+
+
+def create(setup: Setup, image: Tensor) -> nn.Module:
+    """The network in its plain form, on the device of an image [1, 3, H, W].
+
+    Raises:
+        BadInput: the network does not take images of this size; the checkpoint cannot be read or is another network's.
+    """
+    plain = create_model(setup.model, task=setup.task, fast=False).eval()
+    try:
+        plain.check_image(image)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
+    if setup.checkpoint is None:
+        return randomize(plain, 0).to(image.device)
+    try:
+        load_checkpoint(plain, setup.checkpoint)
+    except Exception as error:  # whatever a file of anything at all makes the readers of checkpoints raise
+        lines = str(error).splitlines()
+        raise BadInput(f"checkpoint {setup.checkpoint}: {lines[0] if lines else type(error).__name__}") from None
+    return plain.to(image.device)
+
+
 def measure(setup: Setup, image: Tensor, *, budget: float, name: str, description: str,
             progress: Callable[[str, float], None] | None = None) -> report.Case:  # fmt: skip
     """Measures one network.
@@ -47,53 +81,57 @@ def measure(setup: Setup, image: Tensor, *, budget: float, name: str, descriptio
 
     Returns:
         The case with one entry per contender.
+
+    Raises:
+        BadInput: the network does not take images of this size, or the checkpoint cannot be used.
     """
     progress = progress or (lambda doing, done: None)
-    plain = create_model(setup.model, task=setup.task, fast=False, checkpoint=setup.checkpoint).eval()
-    if setup.checkpoint is None:
-        randomize(plain, 0)
-    plain = plain.to(image.device)
-
+    progress("creating the network", 0.0)
+    plain = create(setup, image)
     progress("computing the float64 reference", 0.0)
-    with torch.inference_mode():
-        reference = copy.deepcopy(plain).double()(image.double())
-    # the same image throughout the batch: one float64 pass is enough
-    reference = _map(lambda y: y.expand(setup.batch, -1, -1, -1), reference)
-    batch = image.to(setup.dtype).expand(setup.batch, -1, -1, -1).contiguous()
-
-    progress("preparing the contenders", 0.0)
-    calls = {form: _prepare(form, plain, setup, batch) for form in setup.contenders}
+    prepared = prepare(setup, image, plain)
     agreement: dict[str, float] = {}
+    expected = prepared.reference.argmax(1) if setup.task == "segmentation" else None
 
     def observe(contender: str, output) -> None:
-        if setup.task == "segmentation":
-            agreement[contender] = float((output.argmax(1) == reference.argmax(1)).double().mean())
+        if expected is not None:
+            agreement[contender] = float((output.argmax(1) == expected).double().mean())
 
     neighbours = machine.Neighbours()
-    results = compare([Contender(form, call) for form, call in calls.items()], reference, MODEL[setup.dtype],
-                      budget=budget, progress=progress, observe=observe)  # fmt: skip
+    results = compare(prepared, budget=budget, progress=progress, observe=observe)
     busy = neighbours.share()
     entries = report.entries(results)
-    executed = _executed(setup, image.shape)
     for entry in entries:
-        entry.gflops = executed[entry.name == forms.FAST]
         entry.argmax_agreement = agreement.get(entry.name)
         if setup.memory and entry.agrees:
             progress(f"peak memory of {entry.name}", 1.0)
-            entry.peak_memory_bytes = peak_bytes(calls[entry.name], image.device)
+            entry.peak_memory_bytes = peak_bytes(prepared.contender(entry.name).call, image.device)
+    published, executed = _gflops(setup, image)
+    for entry in entries:
+        entry.gflops = setup.batch * (executed if entry.name == forms.FAST else published)
 
     progress("share of exchange units and head", 1.0)
     network = forms.channels_last(copy.deepcopy(plain).to(setup.dtype))
+    batch = forms.channels_last(image.to(setup.dtype).repeat(setup.batch, 1, 1, 1))
     return report.Case(
         name=name, description=description, dtype=str(setup.dtype).removeprefix("torch."),
-        tolerance=MODEL[setup.dtype], entries=entries, batch=setup.batch,
-        params=sum(p.numel() for p in plain.parameters()), gflops_published=_published(setup, image.shape),
-        shares=shares(network, forms.channels_last(batch), GROUPS), neighbours=busy,
+        tolerance=prepared.tolerance, entries=entries, batch=setup.batch,
+        params=sum(p.numel() for p in plain.parameters()), gflops_published=published,
+        shares=shares(network, batch, GROUPS), neighbours=busy,
     )  # fmt: skip
 
 
-def _map(function: Callable, value):
-    return function(value) if isinstance(value, Tensor) else [function(item) for item in value]
+def _gflops(setup: Setup, image: Tensor) -> tuple[float, float]:
+    """For one image: as the papers count, and as the fast form executes."""
+    fast = create_model(setup.model, task=setup.task, fast=True)
+    counted = multiply_adds(fast, tuple(image.shape[2:]))
+    return counted.published_gflops, counted.executed_gflops
+
+
+def _repeat(value, batch: int):
+    if isinstance(value, Tensor):
+        return value.expand(batch, -1, -1, -1)
+    return [_repeat(item, batch) for item in value]
 
 
 def _prepare(form: str, plain: nn.Module, setup: Setup, batch: Tensor) -> Callable:

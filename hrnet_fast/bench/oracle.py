@@ -13,7 +13,7 @@ def exact(call: ExchangeCall) -> Tensor:  # [N, C_out or C_p, H, W] float64
     for x, weight in zip(call.inputs, call.weights, strict=True):
         z = x.double() if weight is None else _conv1x1(x, weight)
         if z.shape[2:] != (call.height, call.width):
-            z = _nearest(z, call, x.dtype) if call.mode == "nearest" else F.interpolate(
+            z = _nearest(z, call) if call.mode == "nearest" else F.interpolate(
                 z, (call.height, call.width), mode="bilinear", align_corners=call.align_corners)  # fmt: skip
         total = z if total is None else total + z
     if call.bias is not None:
@@ -30,14 +30,16 @@ def _conv1x1(x: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(x.double(), weight.double().flatten(1)[..., None, None])
 
 
-def _nearest(z: Tensor, call: ExchangeCall, dtype: torch.dtype) -> Tensor:
-    """Nearest picks pixels by an index that torch computes in float32, in float64 only for float64 tensors.
+def _nearest(z: Tensor, call: ExchangeCall) -> Tensor:
+    """Nearest picks pixels by an index that torch computes in float32, also for channels_last float64 tensors.
 
-    At some odd sizes (26 -> 46) the two pick different pixels, so the pick is torch's own, in the dtype of the inputs.
+    At some odd sizes (26 -> 46) an index computed in float64 picks other pixels, so the pick is torch's own, in float32.
+    (Contiguous float64 tensors have a third rule in torch, which differs from both at a few sizes, 45 -> 129 among them.)
     """
-    index_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     rows, columns = (
-        F.interpolate(torch.arange(n, dtype=index_dtype, device=z.device).view(1, 1, n), size, mode="nearest").flatten()
+        F.interpolate(
+            torch.arange(n, dtype=torch.float32, device=z.device).view(1, 1, n), size, mode="nearest"
+        ).flatten()
         for n, size in ((z.shape[2], call.height), (z.shape[3], call.width))
     )
     return z.index_select(2, rows.long()).index_select(3, columns.long())

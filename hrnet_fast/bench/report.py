@@ -15,7 +15,7 @@ from hrnet_fast.bench.machine import describe
 
 SCHEMA = 1
 # A parallel loop waits for its slowest thread: more than this share of the cores in other hands falsifies short times.
-QUIET = 0.05
+QUIET = 0.1
 
 
 def console() -> Console:
@@ -169,13 +169,13 @@ def notes(case: Case) -> list[str]:
         lines.append(f"{case.params:,} parameters")
     if case.gflops_published is not None:
         lines.append(f"{case.gflops_published:.4g} GFLOPs as HRNet's papers count them "
-                     "(multiply-adds of the original order / 2^30); the column counts those really executed")  # fmt: skip
+                     "(multiply-adds of the original order / 2^30); the column has those executed")  # fmt: skip
     if case.shares:
         parts = ", ".join(f"{name} {100 * value:.0f} %" for name, value in case.shares.items())
         lines.append(f"share of eager channels_last's time: {parts}")
     if case.disturbed:
-        lines.append(f"other processes took {100 * case.neighbours:.0f} % of the cores meanwhile: times are longer than "
-                     "on a quiet machine, and ratios are not to be relied on")  # fmt: skip
+        lines.append(f"other processes took {100 * case.neighbours:.0f} % of the cores meanwhile: times are longer "
+                     "than on a quiet machine, and ratios are not to be relied on")  # fmt: skip
     lines += [f"{entry.name} did not run: {entry.failure}" for entry in case.entries if entry.failure is not None]
     lines += [f"{entry.name} is off by more than {case.tolerance:.0e}: not timed"
               for entry in case.entries if entry.failure is None and not entry.agrees]  # fmt: skip

@@ -1,17 +1,17 @@
 """Run one HRNet on a photograph, in plain PyTorch and in hrnet_fast, and compare outputs, latency and memory."""
 
 import argparse
-import difflib
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from hrnet_fast import backends, list_models
+from hrnet_fast import backends
 from hrnet_fast.bench import BadInput, images, machine, network, report
 from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, EAGER, FAST, FOLDED
 from hrnet_fast.cli.verify import forced_backend
+from hrnet_fast.models import configs
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPES |= {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -66,10 +66,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _setup(arguments: argparse.Namespace) -> tuple[network.Setup, torch.device]:
-    if arguments.model not in list_models():
-        close = difflib.get_close_matches(arguments.model, list_models(), n=3, cutoff=0.4)
-        hint = f"the closest are {', '.join(close)}" if close else f"there are {', '.join(list_models())}"
-        raise BadInput(f"model {arguments.model!r} is unknown; {hint}")
+    try:
+        model, _ = configs.find(arguments.model)
+    except ValueError as error:
+        raise BadInput(str(error)) from None
     for name, least in (("batch", 1), ("threads", 1)):
         value = getattr(arguments, name)
         if value is not None and value < least:
@@ -83,7 +83,7 @@ def _setup(arguments: argparse.Namespace) -> tuple[network.Setup, torch.device]:
         if reason is not None:
             raise BadInput(f"backend {arguments.backend!r} cannot run here: {reason}")
     forms = [EAGER, CHANNELS_LAST, *([FOLDED, COMPILED] if arguments.compile else []), FAST]
-    setup = network.Setup(arguments.model, arguments.task, DTYPES[arguments.dtype], arguments.batch,
+    setup = network.Setup(model, arguments.task, DTYPES[arguments.dtype], arguments.batch,
                           arguments.checkpoint, forms)  # fmt: skip
     return setup, _device(arguments.device)
 
@@ -119,13 +119,10 @@ def _measure(setup: network.Setup, image: torch.Tensor, arguments: argparse.Name
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = progress.add_task("creating the network", total=1.0)
         with forced_backend(arguments.backend):
-            try:
-                return network.measure(
-                    setup, image, budget=arguments.budget, name=arguments.model, description=description,
-                    progress=lambda doing, done: progress.update(task, description=doing, completed=done),
-                )  # fmt: skip
-            except network.Unusable as error:
-                raise BadInput(str(error)) from None
+            return network.measure(
+                setup, image, budget=arguments.budget, name=setup.model, description=description,
+                progress=lambda doing, done: progress.update(task, description=doing, completed=done),
+            )  # fmt: skip
 
 
 def _plot(case: report.Case, ran_on: dict, path: str) -> None:

@@ -27,18 +27,20 @@ def run(arguments: argparse.Namespace) -> int:
         about.add_row(name, value)
     console.print(about)
 
-    table = Table(title='backends, in the order in which "auto" asks them', title_justify="left")
+    table = Table()
     table.add_column("backend")
     table.add_column("here")
     for name, module in backends.TABLE.items():
         reason = module.why_not(None)
         table.add_row(name, "[green]runs[/green]" if reason is None else f"[yellow]cannot run[/yellow]: {reason}")
-    console.print(table)
+    console.print('backends, in the order in which "auto" asks them', table, sep="\n")
     forced = os.environ.get("HRNET_FAST_BACKEND")
     if forced:
         console.print(f'HRNET_FAST_BACKEND={forced} stands in for "auto"')
     if facts["cpu"]["kernel"]:
-        console.print(f"{CAPABILITY_VARIABLE}={'|'.join(CAPABILITIES)} makes the CPU kernel use another instruction set")
+        console.print(
+            f"{CAPABILITY_VARIABLE}={'|'.join(CAPABILITIES)} makes the CPU kernel use another instruction set"
+        )
     return 0
 
 

@@ -112,6 +112,8 @@ class PlainExchangeUnit(nn.ModuleList):
         return F.interpolate(z, like.shape[2:], mode="nearest")
 
     def _check(self, streams: list[Tensor]) -> None:
+        if torch.jit.is_tracing():  # sizes are tensors there
+            return
         if len(streams) != len(self.channels):
             raise ValueError(f"streams: expected {len(self.channels)} tensors, got {len(streams)}")
         for j, (x, channels) in enumerate(zip(streams, self.channels, strict=True)):
@@ -126,8 +128,8 @@ class PlainExchangeUnit(nn.ModuleList):
                                  f"got {tuple(here)}")  # fmt: skip
             if self.mode == "nearest" and (here[0] * 2 != above[0] or here[1] * 2 != above[1]):
                 raise ValueError(f"streams[{j}]: nearest upsampling by 2 makes {(here[0] * 2, here[1] * 2)} of "
-                                 f"{tuple(here)}, but streams[{j - 1}] is {tuple(above)}: the sizes of streams[0] must be "
-                                 f"multiples of {2 ** (len(self.channels) - 1)}")  # fmt: skip
+                                 f"{tuple(here)}, but streams[{j - 1}] is {tuple(above)}: the sizes of streams[0] "
+                                 f"must be multiples of {2 ** (len(self.channels) - 1)}")  # fmt: skip
 
 
 class _Down(NamedTuple):
@@ -143,7 +145,7 @@ class _Plan(NamedTuple):
     """An exchange unit with BatchNorm folded."""
 
     down: list[_Down | None]  # per stream
-    up: list[tuple[list[Tensor], Tensor | None]]  # per output: weights [C_i, C_j, 1, 1] of the lower streams, bias [C_i]
+    up: list[tuple[list[Tensor], Tensor | None]]  # per output: weights [C_i, C_j, 1, 1] of lower streams, bias [C_i]
 
 
 class ExchangeUnit(PlainExchangeUnit):
@@ -173,9 +175,9 @@ class ExchangeUnit(PlainExchangeUnit):
 
     @torch.jit.unused
     def _fast(self, streams: list[Tensor]) -> list[Tensor]:
-        self._check(streams)
         if torch.jit.is_tracing():
             return self._plain(streams)
+        self._check(streams)
         compiling = torch.compiler.is_compiling()
         plan = None if compiling or self.training else self._folds.get(self)
         if self.training or needs_grad(self._folds, self) or (plan is None and not self._foldable()):
@@ -248,7 +250,7 @@ def _strided(weight: Tensor, bias: Tensor, relu_from: int | None) -> FoldedConv:
 
 
 def _steps(path: nn.Module) -> list[nn.Module]:
-    """The (convolution, BatchNorm) pairs of a path: none on the diagonal, one on an up path, the steps of a down path."""
+    """The (convolution, BatchNorm) pairs of a path: none on the diagonal, one on an up path, many on a down one."""
     if not isinstance(path, nn.Sequential):
         return []
     return list(path) if isinstance(path[0], nn.Sequential) else [path]

@@ -70,23 +70,24 @@ class PlainSegmentationHead(nn.Sequential):
 
     def _plain(self, streams: list[Tensor]) -> Tensor:
         if self._concat:
-            y = self[0](torch.cat([self._upsample(x, streams[0]) for x in streams], 1))
+            enlarged = [self._upsample(x, streams[0]) for x in streams[1:]]
+            y = self[0](torch.cat([streams[0]] + enlarged, 1))
         else:
             y = streams[0]  # for TorchScript, where y needs a type before the loop
             for j, path in enumerate(self[0]):
-                z = self._upsample(path(streams[j]), streams[0])
-                y = z if j == 0 else y + z
+                z = path(streams[j])
+                y = z if j == 0 else y + self._upsample(z, streams[0])
         return self[3](self[2](self[1](y)))
 
     def extra_repr(self) -> str:
         return f"channels={list(self.channels)}, combine={self.combine!r}, align_corners={self.align_corners}"
 
     def _upsample(self, x: Tensor, like: Tensor) -> Tensor:
-        if x.shape[2:] == like.shape[2:]:
-            return x
         return F.interpolate(x, like.shape[2:], mode="bilinear", align_corners=self.align_corners)
 
     def _check(self, streams: list[Tensor]) -> None:
+        if torch.jit.is_tracing():  # sizes are tensors there
+            return
         if len(streams) != len(self.channels):
             raise ValueError(f"streams: expected {len(self.channels)} tensors, got {len(streams)}")
         for j, (x, channels) in enumerate(zip(streams, self.channels, strict=True)):
@@ -122,9 +123,9 @@ class SegmentationHead(PlainSegmentationHead):
 
     @torch.jit.unused
     def _fast(self, streams: list[Tensor]) -> Tensor:
-        self._check(streams)
         if torch.jit.is_tracing():
             return self._plain(streams)
+        self._check(streams)
         compiling = torch.compiler.is_compiling()
         folded = None if compiling or self.training else self._folds.get(self)
         if folded is None and self._altered():

@@ -1,0 +1,73 @@
+# The whole workflow. `make test` and `make bench` first set up what they need: the active Python if it has a suitable
+# torch, else .venv with the torch named here; then the package, editable. A second call goes straight to work.
+#
+#   make test     the test suite                       make test ARGS="-k nearest"
+#   make bench    a network on a photograph            make bench ARGS="--dtype bfloat16"
+#   make lint     what CI checks besides               make format  rewrites what lint complains about
+#   make wheel    dist/*.whl                           make clean   removes what was built here, not .venv
+TORCH ?= torch==2.13.0
+BASE_PYTHON ?= python3
+ARGS ?=
+
+# Prints the active Python where it can be used: not too old, torch >= 2.11, and open to pip.
+FIND_PYTHON = import importlib.metadata as m, os, re, sys, sysconfig; \
+	old = [int(n) for n in re.findall("[0-9]+", m.version("torch"))[:2]] < [2, 11]; \
+	marker = os.path.join(sysconfig.get_path("stdlib"), "EXTERNALLY-MANAGED"); \
+	managed = sys.prefix == sys.base_prefix and os.path.exists(marker); \
+	print("" if old or managed else sys.executable)
+VENV := .venv/bin/python
+PYTHON := $(or $(shell $(BASE_PYTHON) -P -c '$(FIND_PYTHON)' 2>/dev/null),$(VENV))
+
+# Everything is installed again when another Python or torch is asked for, or when that Python has lost the package.
+SETTINGS := $(PYTHON) $(if $(filter $(VENV),$(PYTHON)),$(TORCH))
+$(shell mkdir -p .make; [ "$$(cat .make/settings 2>/dev/null)" = "$(SETTINGS)" ] || echo "$(SETTINGS)" > .make/settings)
+HAS_PACKAGE := $(shell $(PYTHON) -P -c "import importlib.metadata as m; print(m.version('hrnet_fast'))" 2>/dev/null)
+BUILT_FROM := setup.py pyproject.toml $(shell find csrc -type f)
+CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp')
+BIN = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('scripts'))")
+
+.PHONY: test bench lint format wheel clean always
+
+test: .make/package
+	$(PYTHON) -m pytest $(ARGS)
+
+bench: .make/package
+	$(PYTHON) -m hrnet_fast bench --json bench.json --plot bench.png $(ARGS)
+
+lint: .make/tools
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run -Werror $(CXX_FILES)
+	$(PYTHON) -m benchmarks.readme_table --check
+
+format: .make/tools
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CXX_FILES)
+
+# build/lib would bring modules into the wheel that are no longer in the tree.
+wheel: .make/package
+	rm -rf build/lib* build/bdist* dist
+	$(PYTHON) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+	@ls dist/*.whl
+
+clean:
+	rm -rf .make build dist hrnet_fast.egg-info hrnet_fast/*.so bench.json bench.png
+
+# torch comes first and alone: what depends on it must never fetch another one.
+.make/torch: .make/settings $(if $(wildcard $(PYTHON)),,always)
+ifeq ($(PYTHON),$(VENV))
+	$(BASE_PYTHON) -c "import sys; sys.exit('hrnet_fast needs Python 3.11 or newer: make BASE_PYTHON=python3.12 ...' if sys.version_info < (3, 11) else 0)"
+	$(BASE_PYTHON) -m venv .venv
+	$(PYTHON) -m pip install --quiet "$(TORCH)"
+endif
+	@touch $@
+
+.make/package: .make/torch $(BUILT_FROM) $(if $(HAS_PACKAGE),,always)
+	$(PYTHON) -m pip install --quiet "setuptools>=77" ninja
+	$(PYTHON) -m pip install --quiet --no-build-isolation --editable ".[test]"
+	@touch $@
+
+.make/tools: .make/package
+	$(PYTHON) -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	@touch $@

@@ -1,0 +1,53 @@
+"""Initial weights: those of the official code, and random ones under which every layer matters."""
+
+import torch
+from torch import nn
+
+
+def initialize_segmentation(model: nn.Module) -> None:
+    """Convolutions normal with deviation 0.001 (``init_weights`` of HRNet-Semantic-Segmentation)."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.normal_(module.weight, std=0.001)
+
+
+def initialize_features(model: nn.Module) -> None:
+    """Convolutions Kaiming normal by fan-out (``init_weights`` of HRNet-Image-Classification)."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+
+def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+    """Random weights and BatchNorm statistics with which activations are of order 1 everywhere; returns ``model``.
+
+    For verification and benchmarks: after the official initialization the outputs are almost zero, so that errors would
+    not show. Convolutions are Kaiming normal, BatchNorm's affine parameters random, and its running statistics those of
+    a small random image. The same seed gives the same parameters whatever the state of PyTorch's own generators.
+    """
+    generator = torch.Generator().manual_seed(seed)
+
+    def fill(tensor: torch.Tensor | None, mean: float, deviation: float) -> None:
+        if tensor is not None:
+            tensor.copy_(torch.randn(tensor.shape, generator=generator) * deviation + mean)
+
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    convs = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    momenta, training = [norm.momentum for norm in norms], {m: m.training for m in model.modules()}
+    with torch.no_grad():
+        for conv in convs:
+            fan_in = conv.weight[0].numel()
+            fill(conv.weight, 0.0, (2.0 / fan_in) ** 0.5)
+            fill(conv.bias, 0.0, 0.1)
+        for norm in norms:
+            fill(norm.weight, 1.0, 0.2)
+            fill(norm.bias, 0.0, 0.2)
+            norm.momentum = 1.0  # the statistics of one image, at once
+        weight = convs[0].weight
+        image = torch.randn(2, weight.shape[1], 64, 64, generator=generator).to(weight.device, weight.dtype)
+        model.train()(image)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    for module, mode in training.items():
+        module.training = mode
+    return model

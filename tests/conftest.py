@@ -1,0 +1,43 @@
+"""What all tests share: a fixed seed, a clean environment, and the rule about skipped tests.
+
+With HRNET_FAST_NO_SKIP=1, as in CI, a skipped test is a failed one, unless it is marked ``gpu`` and there is no GPU: what
+was skipped proves nothing.
+"""
+
+import os
+
+import pytest
+import torch
+
+NO_SKIP = os.environ.get("HRNET_FAST_NO_SKIP") == "1"
+GPU = torch.cuda.is_available()
+
+
+@pytest.fixture(autouse=True)
+def _same_everywhere(monkeypatch):
+    torch.manual_seed(0)
+    monkeypatch.delenv("HRNET_FAST_BACKEND", raising=False)
+
+
+def pytest_runtest_setup(item):
+    if item.get_closest_marker("gpu") and not GPU:
+        pytest.skip("torch finds no NVIDIA GPU")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    excused = hasattr(report, "wasxfail") or (item.get_closest_marker("gpu") and not GPU)
+    return report if excused else _failed_if_skipped(report)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(collector):
+    return _failed_if_skipped((yield))
+
+
+def _failed_if_skipped(report):
+    if NO_SKIP and report.skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr
+        report.outcome, report.longrepr = "failed", f"HRNET_FAST_NO_SKIP=1, and this was skipped: {reason}"
+    return report
