@@ -72,7 +72,9 @@ def _validate(inputs, weights, bias, size, mode, align_corners, activation, proj
     if mode not in MODES:
         raise ValueError(f"mode: expected one of {', '.join(map(repr, MODES))}, got {mode!r}")
     if align_corners and mode == "nearest":
-        raise ValueError("align_corners: only bilinear interpolation has it, got align_corners=True with mode='nearest'")
+        raise ValueError(
+            "align_corners: only bilinear interpolation has it, got align_corners=True with mode='nearest'"
+        )
     if activation != "relu" and activation is not None:
         raise ValueError(f"activation: expected 'relu' or None, got {activation!r}")
 
@@ -97,7 +99,9 @@ def _validate(inputs, weights, bias, size, mode, align_corners, activation, proj
         if weight is None:
             c_out = channels if c_out is None else c_out
             if channels != c_out:
-                raise ValueError(f"inputs[{j}]: without a weight its channels must be the output's {c_out}, got {channels}")
+                raise ValueError(
+                    f"inputs[{j}]: without a weight its channels must be the output's {c_out}, got {channels}"
+                )
         else:
             like.check("weights[", j, weight)
             c_out = _check_weight("weights[", j, weight, c_out, channels)

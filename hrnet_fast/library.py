@@ -5,6 +5,7 @@ defined here with the reference as their implementation, so that programs that n
 """
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
@@ -20,7 +21,7 @@ OPERATORS = ("exchange", "exchange_fwd")  # the same function; only the first ca
 
 extension_error: str | None = None  # why the compiled CPU kernels are not there
 try:
-    from hrnet_fast import _C  # noqa: F401
+    import hrnet_fast._C  # noqa: F401
 except ImportError as error:
     extension_error = f"the compiled extension hrnet_fast._C is not there ({error})"
 
@@ -28,7 +29,9 @@ if extension_error is not None:
     _definitions = torch.library.Library("hrnet_fast", "DEF")
     for _name in OPERATORS:
         _definitions.define(_name + SCHEMA)
-        _definitions.impl(_name, lambda *args: reference.run(ExchangeCall.from_arguments(*args)), "CompositeExplicitAutograd")
+        _definitions.impl(
+            _name, lambda *args: reference.run(ExchangeCall.from_arguments(*args)), "CompositeExplicitAutograd"
+        )
 _registrations = torch.library.Library("hrnet_fast", "FRAGMENT")
 
 
@@ -113,7 +116,17 @@ def _upsample_backward(g: Tensor, call: ExchangeCall, x: Tensor) -> Tensor:
         return g
     if call.mode == "nearest":
         return torch.ops.aten.upsample_nearest2d_backward(g, size, source)
-    return torch.ops.aten.upsample_bilinear2d_backward(g, size, source, call.align_corners)
+    if not any(isinstance(s, torch.SymInt) for s in (*size, *source)):
+        return torch.ops.aten.upsample_bilinear2d_backward(g, size, source, call.align_corners)
+    # That operator refuses symbolic sizes (torch 2.13), so that compiled code multiplies with the interpolation itself.
+    rows, columns = (_interpolation(g, n, m, call.align_corners) for n, m in zip(source[2:], size, strict=True))
+    return torch.einsum("nchw,ih,jw->ncij", g, rows, columns)
+
+
+def _interpolation(like: Tensor, n: int, m: int, align_corners: bool) -> Tensor:  # [n, m]
+    """Row i: what pixel i alone contributes to each of m pixels."""
+    eye = torch.eye(n, dtype=like.dtype, device=like.device)
+    return F.interpolate(eye.unsqueeze(0), m, mode="linear", align_corners=align_corners).squeeze(0)
 
 
 for _name in OPERATORS:

@@ -3,9 +3,9 @@
 from dataclasses import dataclass, field
 
 import torch
-import torch.nn.functional as F
 
-from hrnet_fast.call import output_memory_format
+from hrnet_fast.bench import oracle
+from hrnet_fast.call import ExchangeCall, output_memory_format
 
 
 @dataclass(frozen=True)
@@ -72,34 +72,8 @@ def make(case: Case, dtype: torch.dtype, layout: str = "channels_last", seed: in
 
 def truth(inputs, weights=None, bias=None, *, size=None, mode="bilinear", align_corners=False, activation="relu",
           projection=None):  # fmt: skip
-    """The exchange in float64, each step spelled out; the nearest pixels are those that PyTorch picks in this dtype."""
-    if size is None:
-        size = max(x.shape[2] for x in inputs), max(x.shape[3] for x in inputs)
-    y = 0.0 if bias is None else bias.double().reshape(1, -1, 1, 1)
-    for x, weight in zip(inputs, weights or [None] * len(inputs), strict=True):
-        z = x.double()
-        if weight is not None:
-            z = F.conv2d(z, weight.double().reshape(*weight.shape[:2], 1, 1))
-        if tuple(z.shape[2:]) != tuple(size):
-            z = _nearest(z, size) if mode == "nearest" else F.interpolate(
-                z, size, mode="bilinear", align_corners=align_corners)  # fmt: skip
-        y = y + z
-    if activation == "relu":
-        y = F.relu(y)
-    if projection is not None:
-        weight, offset = projection
-        y = F.conv2d(y, weight.double().reshape(*weight.shape[:2], 1, 1), None if offset is None else offset.double())
-    return y.contiguous(memory_format=output_memory_format(inputs, *size))
-
-
-def _nearest(z, size):
-    rows = F.interpolate(torch.arange(z.shape[2], dtype=torch.float32).reshape(1, 1, -1, 1), (size[0], 1)).flatten()
-    columns = F.interpolate(torch.arange(z.shape[3], dtype=torch.float32).reshape(1, 1, 1, -1), (1, size[1])).flatten()
-    return z[:, :, rows.long().to(z.device)][:, :, :, columns.long().to(z.device)]
-
-
-def relative_error(out: torch.Tensor, ref: torch.Tensor) -> float:
-    """||out - ref|| / ||ref||; NaN anywhere is an infinite error."""
-    if out.isnan().any():
-        return float("inf")
-    return float((out.double() - ref).norm() / ref.norm().clamp_min(1e-300))
+    """The exchange in float64 (hrnet_fast.bench.oracle), in the memory format that the operator promises."""
+    height, width = size or (max(x.shape[2] for x in inputs), max(x.shape[3] for x in inputs))
+    call = ExchangeCall(list(inputs), list(weights or [None] * len(inputs)), bias, *(projection or (None, None)), height,
+                        width, mode, align_corners, activation == "relu", False)  # fmt: skip
+    return oracle.exact(call).contiguous(memory_format=output_memory_format(inputs, height, width))

@@ -245,13 +245,19 @@ def test_folding_batchnorm_changes_nothing():
     torch.testing.assert_close(folded(x), model(x), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_oracle_picks_the_pixels_that_torch_picks(dtype):
+@pytest.mark.parametrize(
+    ("dtype", "source", "size"),
+    [
+        (torch.float32, (21, 45), (133, 129)),
+        (torch.bfloat16, (21, 45), (133, 129)),
+        (torch.float64, (26, 13), (46, 23)),
+    ],
+)
+def test_oracle_picks_the_pixels_that_torch_picks(dtype, source, size):
     # at these sizes an index computed in float32 is another one than in float64
-    x = torch.arange(21 * 45).remainder(97).view(1, 1, 21, 45).to(dtype).repeat(1, 3, 1, 1)
-    x = x.contiguous(memory_format=torch.channels_last)
-    call = ExchangeCall([x], [None], None, None, None, 133, 129, "nearest", False, False, False)
-    expected = torch.nn.functional.interpolate(x, (133, 129), mode="nearest")
+    x = torch.arange(source[0] * source[1]).remainder(97).view(1, 1, *source).to(dtype)
+    call = ExchangeCall([x], [None], None, None, None, *size, "nearest", False, False, False)
+    expected = torch.nn.functional.interpolate(x, size, mode="nearest")
     assert torch.equal(oracle.exact(call), expected.double())
 
 

@@ -89,7 +89,9 @@ def test_wrong_argument(error, message, args, keywords):
 
 def test_named_backend_that_cannot_run_says_why(monkeypatch):
     monkeypatch.setattr(library, "extension_error", "the compiled extension is not there (a test)")
-    with pytest.raises(RuntimeError, match=r"backend 'cpu' cannot serve this call: the compiled extension is not there"):
+    with pytest.raises(
+        RuntimeError, match=r"backend 'cpu' cannot serve this call: the compiled extension is not there"
+    ):
         hf.exchange([X], backend="cpu")
     assert hf.exchange([X]).equal(X)  # "auto" goes on to the next
 

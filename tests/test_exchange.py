@@ -3,12 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from exchange_cases import CASES, MODES, make, relative_error, truth
+from exchange_cases import CASES, MODES, make, truth
 
 import hrnet_fast as hf
 from hrnet_fast import library
 from hrnet_fast.call import output_memory_format
 from hrnet_fast.tolerances import OPERATOR as TOLERANCE
+from hrnet_fast.tolerances import relative_error
 
 LEVELS = [] if library.extension_error else torch.ops.hrnet_fast.cpu_capabilities().split()
 WAYS = [*[f"cpu:{level}" for level in LEVELS], "reference"]

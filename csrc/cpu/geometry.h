@@ -7,14 +7,15 @@ struct Source {  // out = w0 * in[i0] + w1 * in[i1]
   A w0, w1;
 };
 
-// The arithmetic of torch.nn.functional.interpolate, in its precision (float; double for float64), so that the same
-// pixels are picked where a coordinate falls on a boundary (ATen/native/UpSample.h).
+// The arithmetic of torch.nn.functional.interpolate, in its precision, so that the same pixels are picked where a
+// coordinate falls on a boundary (ATen/native/UpSample.h): nearest in float whatever the dtype (for float64 torch itself
+// picks other pixels at some sizes when the tensor is not channels-last), bilinear in double for float64.
 template <class A>
 static Source<A> source_of(Mode mode, int64_t out, int64_t in_size, int64_t out_size) {
   if (in_size == out_size) return {out, out, A(1), A(0)};
   if (mode == Mode::kNearest) {
-    const A scale = static_cast<A>(in_size) / static_cast<A>(out_size);
-    const int64_t i = out_size == 2 * in_size ? out >> 1 : static_cast<int64_t>(static_cast<A>(out) * scale);
+    const float scale = static_cast<float>(in_size) / static_cast<float>(out_size);
+    const int64_t i = out_size == 2 * in_size ? out >> 1 : static_cast<int64_t>(static_cast<float>(out) * scale);
     const int64_t clamped = i < in_size - 1 ? i : in_size - 1;
     return {clamped, clamped, A(1), A(0)};
   }

@@ -13,7 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from hrnet_fast import backends, create_model
-from hrnet_fast.bench import images, oracle, report
+from hrnet_fast.bench import oracle, report
 from hrnet_fast.bench.harness import worst_error
 from hrnet_fast.bench.operator_cases import MODES, SHAPES, calls
 from hrnet_fast.models import randomize
@@ -93,7 +93,7 @@ def _operator_error(output: torch.Tensor, expected: torch.Tensor, dtype: torch.d
 
 
 def _models(lines: list[Line], names: list[str], device: str) -> Iterator[None]:
-    image = _picture().to(device)
+    image = torch.randn(1, 3, *MODEL_SIZE, generator=torch.Generator().manual_seed(0)).to(device)
     for model_name in MODELS:
         plain = create_model(model_name, fast=False).eval()
         randomize(plain, 0)
@@ -114,21 +114,6 @@ def _models(lines: list[Line], names: list[str], device: str) -> Iterator[None]:
                             _fast_forms(line, fast, image, dtype, expected)
                         lines.append(line)
         yield
-
-
-def _picture() -> torch.Tensor:  # [1, 3, H, W]
-    """Noise with the spectrum of photographs, amplitude 1 / frequency, and with their range of values.
-
-    On white noise random weights nearly cancel out, and bfloat16 loses more than its tolerance in plain PyTorch itself.
-    """
-    generator = torch.Generator().manual_seed(0)
-    height, width = MODEL_SIZE
-    spectrum = torch.fft.rfft2(torch.randn(3, height, width, generator=generator))
-    frequency = torch.hypot(torch.fft.fftfreq(height).unsqueeze(1), torch.fft.rfftfreq(width))
-    frequency[0, 0] = float("inf")  # the mean is set below
-    pixels = torch.fft.irfft2(spectrum / frequency, s=MODEL_SIZE)
-    low, high = pixels.aminmax()
-    return images.normalize((pixels - low) / (high - low))
 
 
 def _fast_forms(line: Line, fast, image, dtype, expected) -> None:
