@@ -18,6 +18,7 @@ from hrnet_fast.bench.contenders import (
     COMPILED,
     EAGER,
     FAST,
+    FAST_COMPILED,
     FOLDED,
     channels_last,
     compile_on_first_call,
@@ -184,7 +185,7 @@ def _model(c: int, h: int, w: int, dtype_name: str) -> Case:
     name, description = f"model-w{c}-{h}x{w}-{dtype_name}", f"HRNet-W{c} segmentation, {h}x{w}, {dtype_name}"
 
     def setup(compiled: bool) -> network.Setup:
-        forms = [EAGER, CHANNELS_LAST, FOLDED, *([COMPILED] if compiled else []), FAST]
+        forms = [EAGER, CHANNELS_LAST, FOLDED, *([COMPILED, FAST_COMPILED] if compiled else []), FAST]
         return network.Setup(f"hrnet_w{c}", dtype=DTYPES[dtype_name], contenders=forms)
 
     def prepare():

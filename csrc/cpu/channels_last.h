@@ -179,13 +179,12 @@ class ChannelsLast {
     const int64_t padded = round_up(x.c, P::kStepChannels);
     Operand* to = work.operand[j];
     for (int64_t w = 0; w < x.w; ++w) {
-      int64_t c = 0;
       if constexpr (kWiden) {
+        int64_t c = 0;
         for (; c + V::L <= x.c; c += V::L) V::load(row.p + w * row.step + c).store(to + w * padded + c);
         if (c < x.c) V::load(row.p + w * row.step + c, x.c - c).store(to + w * padded + c, x.c - c);
       } else {
-        std::memcpy(to + w * padded, row.p + w * row.step, x.c * sizeof(T));
-        for (c = x.c; c < padded; ++c) to[w * padded + c] = Operand{};
+        P::pad(row.p + w * row.step, x.c, to + w * padded);
       }
     }
     return {to, padded};

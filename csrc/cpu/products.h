@@ -92,6 +92,7 @@ struct FmaProducts {
       }
     }
   }
+  static void pad(const Operand*, int64_t, Operand*) {}  // never needed: any number of channels is a multiple of one
   static void panel(const Operand* x, int64_t step, int64_t pixels, int64_t in, const Operand* packed,
                     const Panels<V>& panels, int64_t p, A* z, bool accumulate) {
     const int64_t width = panels.width(p) * V::L;
@@ -132,6 +133,11 @@ struct DotProducts {
       for (int64_t k = 0; k < in; ++k)
         to[(k / 2) * 2 * width + 2 * n + (k & 1)] =
             start + n < w.rows && k < w.cols ? from[(start + n) * w.row_stride + k * w.col_stride] : BFloat16{0};
+  }
+  // One pixel's channels, with a zero behind an odd number of them.
+  static void pad(const Operand* from, int64_t channels, Operand* to) {
+    std::memcpy(to, from, channels * sizeof(Operand));
+    to[channels] = Operand{0};
   }
   static void panel(const Operand* x, int64_t step, int64_t pixels, int64_t in, const Operand* packed,
                     const Panels<V>& panels, int64_t p, float* z, bool accumulate) {

@@ -72,6 +72,14 @@ struct AmxProducts {
         }
   }
 
+  // One pixel's channels, with zeros up to a multiple of 32.
+  static void pad(const Operand* from, int64_t channels, Operand* to) {
+    for (int64_t c = 0; c < channels; c += 32) {
+      const __mmask32 mask = channels - c >= 32 ? ~__mmask32{0} : (__mmask32{1} << (channels - c)) - 1;
+      _mm512_storeu_si512(to + c, _mm512_maskz_loadu_epi16(mask, from + c));
+    }
+  }
+
   static void panel(const Operand* x, int64_t step, int64_t pixels, int64_t in, const Operand* packed,
                     const Panels<V>& panels, int64_t p, float* z, bool accumulate) {
     const int64_t blocks = ceil_div(in, 32);

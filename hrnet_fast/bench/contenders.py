@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 EAGER, CHANNELS_LAST, FOLDED = "eager", "eager channels_last", "eager folded"
-COMPILED, FAST = "torch.compile", "hrnet_fast"
+COMPILED, FAST, FAST_COMPILED = "torch.compile", "hrnet_fast", "hrnet_fast + torch.compile"
 
 
 def fold_batchnorm(module: nn.Module) -> nn.Module:
@@ -43,15 +43,16 @@ def _pairs(parent: nn.Module) -> list[tuple[str, str]]:
 def compile_on_first_call(module: nn.Module, *inputs) -> Callable[[], object]:
     """``torch.compile`` in its best form for inference: static shapes, weights frozen into the code and reordered.
 
-    The first call compiles (so that a machine without a compiler fails there), all further ones only run.
+    The first call compiles (so that a machine without a compiler fails there), all further ones only run. What was
+    compiled for earlier cases is forgotten here, not at the first call: another contender may be compiled by then.
     """
+    torch._dynamo.reset()
     compiled = []
 
     def call():
         if not compiled:
             from torch._inductor import config
 
-            torch._dynamo.reset()
             with config.patch(freezing=True), torch.inference_mode():
                 candidate = torch.compile(module, dynamic=False)
                 output = candidate(*inputs)

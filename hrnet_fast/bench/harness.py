@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.benchmark import timer as synchronized_clock
 
+from hrnet_fast.bench.memory import keep_freed_memory
 from hrnet_fast.tolerances import relative_error
 
 MIN_SAMPLE_SECONDS = 1e-3  # a shorter sample measures the clock
@@ -113,6 +114,7 @@ def compare(
     """
     report = progress or (lambda doing, done: None)
     results = []
+    keep_freed_memory()
     with torch.inference_mode():
         for contender in case.contenders:
             report(f"checking {contender.name}", 0.0)

@@ -5,8 +5,10 @@ torch's own allocator (tensors and oneDNN's scratch pads), not the scratch that 
 a GPU it is the CUDA allocator's own count.
 """
 
+import ctypes
 import json
 import os
+import sys
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -39,3 +41,17 @@ def peak_bytes(call: Callable[[], object], device: str | torch.device = "cpu") -
         live += event["args"]["Bytes"]
         peak = max(peak, live)
     return peak
+
+
+def keep_freed_memory() -> None:
+    """Asks glibc to keep freed memory in the process, for every contender alike.
+
+    Otherwise it hands the largest tensors back to the system after some calls and not after others, as the heap happens
+    to lie, and every page of the next result costs a fault: exchanges then take twice as long in one run as in another.
+    Programs for which that matters preload an allocator that does the same.
+    """
+    trim_threshold, mmap_threshold, gibibyte = -1, -3, 1 << 30  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt is not None:
+        mallopt(trim_threshold, gibibyte)
+        mallopt(mmap_threshold, gibibyte)

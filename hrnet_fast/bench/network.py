@@ -108,7 +108,7 @@ def measure(setup: Setup, image: Tensor, *, budget: float, name: str, descriptio
             entry.peak_memory_bytes = peak_bytes(prepared.contender(entry.name).call, image.device)
     published, executed = _gflops(setup, image)
     for entry in entries:
-        entry.gflops = setup.batch * (executed if entry.name == forms.FAST else published)
+        entry.gflops = setup.batch * (executed if entry.name in (forms.FAST, forms.FAST_COMPILED) else published)
 
     progress("share of exchange units and head", 1.0)
     network = forms.channels_last(copy.deepcopy(plain).to(setup.dtype))
@@ -135,7 +135,7 @@ def _repeat(value, batch: int):
 
 
 def _prepare(form: str, plain: nn.Module, setup: Setup, batch: Tensor) -> Callable:
-    if form == forms.FAST:
+    if form in (forms.FAST, forms.FAST_COMPILED):
         network = create_model(setup.model, task=setup.task, fast=True).eval().to(batch.device)
         network.load_state_dict(plain.state_dict())
     elif form in (forms.FOLDED, forms.COMPILED):
@@ -145,6 +145,6 @@ def _prepare(form: str, plain: nn.Module, setup: Setup, batch: Tensor) -> Callab
     network = network.to(setup.dtype)
     if form != forms.EAGER:
         network, batch = forms.channels_last(network), forms.channels_last(batch)
-    if form == forms.COMPILED:
+    if form in (forms.COMPILED, forms.FAST_COMPILED):
         return forms.compile_on_first_call(network, batch)
     return lambda: network(batch)

@@ -9,7 +9,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hrnet_fast import backends
 from hrnet_fast.bench import BadInput, images, machine, network, report
-from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, EAGER, FAST, FOLDED
+from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, EAGER, FAST, FAST_COMPILED, FOLDED
 from hrnet_fast.cli.verify import forced_backend
 from hrnet_fast.models import configs
 
@@ -82,7 +82,7 @@ def _setup(arguments: argparse.Namespace) -> tuple[network.Setup, torch.device]:
         reason = backends.TABLE[arguments.backend].why_not(None)
         if reason is not None:
             raise BadInput(f"backend {arguments.backend!r} cannot run here: {reason}")
-    forms = [EAGER, CHANNELS_LAST, *([FOLDED, COMPILED] if arguments.compile else []), FAST]
+    forms = [EAGER, CHANNELS_LAST, *([FOLDED, COMPILED, FAST_COMPILED] if arguments.compile else []), FAST]
     setup = network.Setup(model, arguments.task, DTYPES[arguments.dtype], arguments.batch,
                           arguments.checkpoint, forms)  # fmt: skip
     return setup, _device(arguments.device)
