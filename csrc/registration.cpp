@@ -80,8 +80,8 @@ Tensor exchange_cpu(std::vector<Tensor> inputs, std::vector<Tensor> weights, int
   const Tensor* format = nullptr;
   for (size_t j = 0; j < count; ++j) {
     const Tensor& x = inputs[j];
-    STD_TORCH_CHECK(x.dim() == 4 && dtype_of(x) == q.dtype && x.size(0) == inputs[0].size(0),
-                    "exchange: inputs[", j, "] is not [N, C, H, W] of the first one's dtype and batch");
+    STD_TORCH_CHECK(x.dim() == 4 && dtype_of(x) == q.dtype && x.size(0) == inputs[0].size(0), "exchange: inputs[", j,
+                    "] is not [N, C, H, W] of the first one's dtype and batch");
     q.input[j] = image_of(x);
     STD_TORCH_CHECK(x.size(2) >= 1 && x.size(2) <= height && x.size(3) >= 1 && x.size(3) <= width, "exchange: inputs[",
                     j, "] is empty or larger than ", height, " x ", width);
@@ -138,7 +138,7 @@ STABLE_TORCH_LIBRARY_IMPL(hrnet_fast, CompositeExplicitAutograd, m) {
 }
 
 PyMODINIT_FUNC PyInit__C() {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", "hrnet_fast's compiled operators", -1, nullptr, nullptr,
-                               nullptr, nullptr, nullptr};
+  static PyModuleDef module = {
+      PyModuleDef_HEAD_INIT, "_C", "hrnet_fast's compiled operators", -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }

@@ -7,10 +7,10 @@ defined here with the reference as their implementation, so that programs that n
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.flop_counter import register_flop_formula
 
 from hrnet_fast.backends import reference
 from hrnet_fast.call import ExchangeCall, output_memory_format
+from hrnet_fast.on_import import on_import
 
 # weights holds those that there are; bit j of weighted is set where inputs[j] goes through the next of them
 SCHEMA = (
@@ -130,9 +130,16 @@ def _interpolation(like: Tensor, n: int, m: int, align_corners: bool) -> Tensor:
 
 
 for _name in OPERATORS:
-    _op = getattr(torch.ops.hrnet_fast, _name)
     torch.library.register_fake(f"hrnet_fast::{_name}", _fake)
-    register_flop_formula(_op)(_flops)
     for _device in ("cpu", "cuda"):
         _registrations.impl(_name, _autocast_kernel(_name, _device), f"Autocast{_device.upper()}")
 torch.library.register_autograd("hrnet_fast::exchange", _backward, setup_context=_save)
+
+
+def _register_flops(flop_counter) -> None:
+    for name in OPERATORS:
+        flop_counter.register_flop_formula(getattr(torch.ops.hrnet_fast, name))(_flops)
+
+
+# torch's counter imports triton on CUDA builds: 100 ms and more that only those who count should pay
+on_import("torch.utils.flop_counter", _register_flops)

@@ -17,7 +17,7 @@ from hrnet_fast.tolerances import OPERATOR, relative_error
 ROOT = Path(__file__).parent.parent
 # Imports only go down this list; within one entry they are free.
 LAYERS = (
-    "hrnet_fast.call", "hrnet_fast.tolerances", "hrnet_fast._C", "hrnet_fast.backends.reference", "hrnet_fast.library",
+    "hrnet_fast.call", "hrnet_fast.tolerances", "hrnet_fast.on_import", "hrnet_fast._C", "hrnet_fast.backends.reference", "hrnet_fast.library",
     "hrnet_fast.backends.cpu", "hrnet_fast.backends", "hrnet_fast.exchange", "hrnet_fast", "hrnet_fast.convolution",
     "hrnet_fast.folding", "hrnet_fast.modules", "hrnet_fast.models", "hrnet_fast.bench", "hrnet_fast.cli",
     "hrnet_fast.__main__", "benchmarks",
@@ -90,12 +90,23 @@ def test_importing_costs_little():
 
 
 def test_importing_leaves_the_rest_alone():
-    """Nothing heavy is imported but by torch itself: its CUDA builds import triton for the registry of FLOP counts."""
-    heavy = ["triton", "torch._inductor", "torch._dynamo", "rich", "PIL", "matplotlib", "sklearn", "safetensors",
-             "hrnet_fast.models", "hrnet_fast.modules", "hrnet_fast.bench", "hrnet_fast.cli"]  # fmt: skip
+    """Nothing heavy is imported but by torch itself; torch's FLOP counter would bring triton on CUDA builds."""
+    heavy = ["triton", "torch._inductor", "torch._dynamo", "torch.utils.flop_counter", "rich", "PIL", "matplotlib",
+             "sklearn", "safetensors", "hrnet_fast.models", "hrnet_fast.modules", "hrnet_fast.bench",
+             "hrnet_fast.cli"]  # fmt: skip
     program = f"print([m for m in {heavy} if m in sys.modules])"
-    torchs_own = run(f"import sys, torch.utils.flop_counter; {program}")
-    assert run(f"import sys, hrnet_fast; {program}") == torchs_own
+    assert run(f"import sys, hrnet_fast; {program}") == run(f"import sys, torch; {program}")
+
+
+def test_flops_are_counted_whichever_is_imported_first():
+    count = (
+        "\nwith FlopCounterMode(display=False) as counter:\n"
+        "    hf.exchange([torch.ones(1, 4, 8, 8), torch.ones(1, 6, 4, 4)], [None, torch.ones(4, 6)])\n"
+        "print(counter.get_total_flops())"
+    )
+    ours, counter = "import torch, hrnet_fast as hf", "from torch.utils.flop_counter import FlopCounterMode"
+    for program in (f"{ours}\n{counter}", f"{counter}\n{ours}"):
+        assert int(run(program + count)) == 2 * 4 * 6 * 16
 
 
 WITHOUT_EXTENSION = """

@@ -91,10 +91,13 @@ class ChannelsLast {
   static void pack(const Matrix& weight, const Panels<V>& panels, Operand* to) {
     Packing packing{weight, panels, to};
     const int64_t grain = 1 + (1 << 15) / largest(1, weight.cols * V::PV * V::L);
-    parallel_for(panels.count, grain, [](int64_t begin, int64_t end, void* context) {
-      const Packing& k = *static_cast<Packing*>(context);
-      for (int64_t p = begin; p < end; ++p) P::pack(k.weight, k.panels, p, k.to);
-    }, &packing);
+    parallel_for(
+        panels.count, grain,
+        [](int64_t begin, int64_t end, void* context) {
+          const Packing& k = *static_cast<Packing*>(context);
+          for (int64_t p = begin; p < end; ++p) P::pack(k.weight, k.panels, p, k.to);
+        },
+        &packing);
   }
 
   int64_t low_row_size(int j) const { return q_.input[j].w * panels_.padded(); }
@@ -216,8 +219,7 @@ class ChannelsLast {
     const V va = V::set1(wa), vb = V::set1(wb);
     const int full = tail == V::L ? vectors : vectors - 1;
     for (int64_t x = 0; x < pixels; ++x, a += a_step, b += b_step, to += vectors * V::L) {
-      for (int v = 0; v < full; ++v)
-        V::fma(V::load(b + v * V::L), vb, V::load(a + v * V::L) * va).store(to + v * V::L);
+      for (int v = 0; v < full; ++v) V::fma(V::load(b + v * V::L), vb, V::load(a + v * V::L) * va).store(to + v * V::L);
       if (full < vectors)
         V::fma(V::load(b + full * V::L, tail), vb, V::load(a + full * V::L, tail) * va).store(to + full * V::L);
     }
@@ -245,7 +247,7 @@ class ChannelsLast {
       blend_pixels(a, width, b, width, s.w0, s.w1, x.w, panels_.width(p), V::L, to);
       return to;
     }
-    const Row<T>*rows = work.up[u].direct;
+    const Row<T>* rows = work.up[u].direct;
     const int64_t c = panels_.start(p);
     if (s.w1 == A(0))
       copy_pixels(rows[0].p + c, rows[0].step, x.w, panels_.width(p), panels_.tail(p), to);
@@ -272,8 +274,7 @@ class ChannelsLast {
       source[u] = source_of<A>(q_.mode, y, x.h, q_.output.h);
       if (q_.weight[j].data) continue;
       work.up[u].direct[0] = pixel_row(x, n, source[u].i0, work.identity[j]);
-      if (source[u].w1 != A(0))
-        work.up[u].direct[1] = pixel_row(x, n, source[u].i1, work.identity[j] + x.w * x.c);
+      if (source[u].w1 != A(0)) work.up[u].direct[1] = pixel_row(x, n, source[u].i1, work.identity[j] + x.w * x.c);
     }
     Row<Operand> base[kMaxInputs];
     for (int b = 0; b < roles_.bases; ++b) {

@@ -8,8 +8,8 @@ struct Source {  // out = w0 * in[i0] + w1 * in[i1]
 };
 
 // The arithmetic of torch.nn.functional.interpolate, in its precision, so that the same pixels are picked where a
-// coordinate falls on a boundary (ATen/native/UpSample.h): nearest in float whatever the dtype (for float64 torch itself
-// picks other pixels at some sizes when the tensor is not channels-last), bilinear in double for float64.
+// coordinate falls on a boundary (ATen/native/UpSample.h): nearest in float whatever the dtype (for float64 torch
+// itself picks other pixels at some sizes when the tensor is not channels-last), bilinear in double for float64.
 template <class A>
 static Source<A> source_of(Mode mode, int64_t out, int64_t in_size, int64_t out_size) {
   if (in_size == out_size) return {out, out, A(1), A(0)};

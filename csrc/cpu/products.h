@@ -1,4 +1,5 @@
-// The 1x1 convolutions as small matrix products on register tiles. Included inside the namespace of one instruction set.
+// The 1x1 convolutions as small matrix products on register tiles. Included inside the namespace of one instruction
+// set.
 //
 // torch's own matmul costs more to call than these products take, hence the micro-kernels. Every result is the sum over
 // input channels in ascending order, wherever its tile lies: the same bits for any number of threads.
@@ -20,8 +21,8 @@ struct FmaOp {  // one input channel a step: accumulators += broadcast(a) * b
 // c[m][n] (+)= sum_k a[m][k] * b[k][n] for MR rows and NV vectors; strides of a and b in bytes, of c in elements.
 template <class Op, int MR, int NV, bool TAIL>
 static inline __attribute__((always_inline)) void tile(int64_t steps, const char* a, int64_t am, int64_t ak,
-                                                       const char* b, int64_t bk, int tail,
-                                                       typename Op::Acc::A* c, int64_t cm, bool accumulate) {
+                                                       const char* b, int64_t bk, int tail, typename Op::Acc::A* c,
+                                                       int64_t cm, bool accumulate) {
   using V = typename Op::Acc;
   V acc[MR][NV];
   for (int m = 0; m < MR; ++m)
@@ -58,8 +59,8 @@ template <class Op>
 static void any_strip(int vectors, int64_t rows, int64_t steps, const char* a, int64_t am, int64_t ak, const char* b,
                       int64_t bk, int tail, typename Op::Acc::A* c, int64_t cm, bool accumulate) {
   const bool full = tail == Op::Acc::L;
-#define HRNET_FAST_STRIP(NV)                                                                     \
-  (full ? strip<Op, NV, false>(rows, steps, a, am, ak, b, bk, tail, c, cm, accumulate)          \
+#define HRNET_FAST_STRIP(NV)                                                           \
+  (full ? strip<Op, NV, false>(rows, steps, a, am, ak, b, bk, tail, c, cm, accumulate) \
         : strip<Op, NV, true>(rows, steps, a, am, ak, b, bk, tail, c, cm, accumulate))
   switch (vectors) {
     case 1: HRNET_FAST_STRIP(1); break;

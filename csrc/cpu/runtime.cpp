@@ -21,8 +21,7 @@ namespace hrnet_fast {
 
 void parallel_for(int64_t count, int64_t grain, Body body, void* context) {
   if (count <= 0) return;
-  torch::stable::parallel_for(0, count, grain,
-                              [=](int64_t begin, int64_t end) { body(begin, end, context); });
+  torch::stable::parallel_for(0, count, grain, [=](int64_t begin, int64_t end) { body(begin, end, context); });
 }
 
 int num_threads() { return static_cast<int>(torch::stable::get_num_threads()); }
@@ -88,7 +87,8 @@ bool has_amx() {
 }
 #endif
 
-const Level levels[] = {  // best first
+const Level levels[] = {
+                          // best first
 #if defined(__x86_64__)
     {"amx", exchange_amx, has_amx},
     {"avx512_bf16", exchange_avx512_bf16, has_avx512_bf16},
