@@ -46,9 +46,9 @@ def peak_bytes(call: Callable[[], object], device: str | torch.device = "cpu") -
 def keep_freed_memory() -> None:
     """Asks glibc to keep freed memory in the process, for every contender alike.
 
-    Otherwise it hands the largest tensors back to the system after some calls and not after others, as the heap happens
-    to lie, and every page of the next result costs a fault: exchanges then take twice as long in one run as in another.
-    Programs for which that matters preload an allocator that does the same.
+    Otherwise it may hand the largest tensors back to the system after some calls and not after others, as the heap
+    happens to lie, and every page of the next result then costs a fault. It takes out that one source of noise; runs of
+    one exchange have been seen to differ by a factor of two for reasons that it does not explain.
     """
     trim_threshold, mmap_threshold, gibibyte = -1, -3, 1 << 30  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
