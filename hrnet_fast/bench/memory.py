@@ -6,6 +6,7 @@ a GPU it is the CUDA allocator's own count.
 """
 
 import ctypes
+import functools
 import json
 import os
 import sys
@@ -43,15 +44,25 @@ def peak_bytes(call: Callable[[], object], device: str | torch.device = "cpu") -
     return peak
 
 
-def keep_freed_memory() -> None:
-    """Asks glibc to keep freed memory in the process, for every contender alike.
+RESERVE_BYTES = 512 << 20
 
-    Otherwise it may hand the largest tensors back to the system after some calls and not after others, as the heap
-    happens to lie, and every page of the next result then costs a fault. It takes out that one source of noise; runs of
-    one exchange have been seen to differ by a factor of two for reasons that it does not explain.
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Lets every contender's results come from memory that the process has already touched. Once a process; glibc only.
+
+    Left alone, a large result may cost a page fault for each of its 4 KiB, which is more than an exchange takes (768
+    faults, 1 ms, for 48 channels at 128x128), in some processes and not in others: glibc gives freed memory back to the
+    system, and up to version 2.37 its aligned allocation does not find freed blocks of the very same size again
+    (glibc bug 14581), so that the heap grows with every call. So nothing is given back, and a reserve of touched memory
+    lies in the heap, large enough that a result always finds a place in it.
     """
     trim_threshold, mmap_threshold, gibibyte = -1, -3, 1 << 30  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD of malloc.h
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
-    if mallopt is not None:
-        mallopt(trim_threshold, gibibyte)
-        mallopt(mmap_threshold, gibibyte)
+    if mallopt is None:
+        return
+    mallopt(trim_threshold, gibibyte)
+    mallopt(mmap_threshold, gibibyte)
+    reserve = torch.zeros(RESERVE_BYTES, dtype=torch.uint8)
+    reserve.fill_(1)  # zeros may come from calloc, which does not touch them
+    del reserve
