@@ -13,8 +13,8 @@ class ChannelsLast {
 
   struct Up {  // a smaller input, for one thread
     Row<T> direct[2];  // rows y0 and y1 as they are, for an input without a weight
-    A* low;            // rows after the 1x1 convolution: [2][panel][pixel][channel]
-    A* blended;        // [pixel][channel] of one panel
+    A* low;            // rows after the 1x1 convolution: [2][panel][pixel][channel], each with its tail behind
+    A* blended;        // [pixel][channel] of one panel, or of the tail
     int64_t held[2];   // which rows low holds
   };
   struct Work {  // what one thread needs
@@ -33,6 +33,7 @@ class ChannelsLast {
  private:
   const Problem& q_;
   const Roles roles_;
+  const int tail_;  // output channels beyond the panels (tail.h)
   const Panels<V> panels_, projected_;
   Tap<A>* taps_;  // [W][ups]
   A* bias_;
@@ -40,10 +41,26 @@ class ChannelsLast {
   Operand* packed_[kMaxInputs];
   Operand* packed_projection_;
   A* shared_[kMaxInputs];
+  A* packed_tail_[kMaxInputs];
   bool share_ = false;
 
   explicit ChannelsLast(const Problem& q)
-      : q_(q), roles_(q), panels_(q.channels), projected_(q.projection.data ? q.projection.rows : 1) {}
+      : q_(q),
+        roles_(q),
+        tail_(tail(q, roles_)),
+        panels_(q.channels - tail_),
+        projected_(q.projection.data ? q.projection.rows : 1) {}
+
+  // The tail's sum wants what an exchange unit has: inputs that are exactly 2, 4, 8 times smaller, in that order.
+  static int tail(const Problem& q, const Roles& roles) {
+    bool fits = P::kTails && roles.bases == 0 && roles.ups >= 1 && roles.ups <= 3 && q.projection.data == nullptr &&
+                q.mode == Mode::kBilinear && q.output.w % kRun == 0;
+    for (int u = 0; u < roles.ups; ++u) {
+      const int j = roles.up[u];
+      fits = fits && q.weight[j].data && q.input[j].w << (u + 1) == q.output.w;
+    }
+    return fits ? tail_channels<V>(q.channels) : 0;
+  }
 
   void run() {
     Arena measure(nullptr);
@@ -60,10 +77,12 @@ class ChannelsLast {
 
   void lay_out(Arena& arena) {
     taps_ = arena.take<Tap<A>>(q_.output.w * roles_.ups);
-    bias_ = arena.take<A>(panels_.padded());
+    bias_ = arena.take<A>(panels_.padded() + tail_);
     projection_bias_ = arena.take<A>(projected_.padded());
     for (int j = 0; j < q_.count; ++j)
       packed_[j] = q_.weight[j].data ? arena.take<Operand>(P::packed_size(q_.input[j].c, panels_)) : nullptr;
+    for (int j = 0; j < q_.count; ++j)
+      packed_tail_[j] = arena.take<A>(q_.weight[j].data ? tail_ * round_up(q_.input[j].c, V::L) : 0);
     packed_projection_ = arena.take<Operand>(q_.projection.data ? P::packed_size(q_.channels, projected_) : 0);
   }
 
@@ -73,13 +92,16 @@ class ChannelsLast {
         const Source<A> s = source_of<A>(q_.mode, x, q_.input[roles_.up[u]].w, q_.output.w);
         taps_[x * roles_.ups + u] = {static_cast<int32_t>(s.i0), static_cast<int32_t>(s.i1), s.w0, s.w1};
       }
-    widen_bias<T>(q_.bias, panels_.padded(), bias_);
+    widen_bias<T>(q_.bias, panels_.padded() + tail_, bias_);
     widen_bias<T>(q_.projection_bias, projected_.padded(), projection_bias_);
   }
 
   void pack_all() {
     for (int j = 0; j < q_.count; ++j)
-      if (packed_[j]) pack(q_.weight[j], panels_, packed_[j]);
+      if (q_.weight[j].data) {
+        pack(q_.weight[j], panels_, packed_[j]);
+        if (tail_) pack_tail<T>(q_.weight[j], panels_.channels, tail_, round_up(q_.input[j].c, V::L), packed_tail_[j]);
+      }
     if (q_.projection.data) pack(q_.projection, projected_, packed_projection_);
   }
 
@@ -100,7 +122,8 @@ class ChannelsLast {
         &packing);
   }
 
-  int64_t low_row_size(int j) const { return q_.input[j].w * panels_.padded(); }
+  // Vectors that run over a tail read and write a little beyond it.
+  int64_t low_row_size(int j) const { return q_.input[j].w * (panels_.padded() + tail_) + (tail_ ? 2 * V::L : 0); }
 
   void make_shared_rows() {
     int64_t total = 0;
@@ -160,7 +183,7 @@ class ChannelsLast {
       const int j = roles_.up[u];
       Up& up = work.up[u];
       up.low = arena.take<A>(q_.weight[j].data && !share_ ? 2 * low_row_size(j) : 0);
-      up.blended = arena.take<A>(q_.input[j].w * panel);
+      up.blended = arena.take<A>(q_.input[j].w * panel + 2 * V::L);
       up.held[0] = up.held[1] = -1;
     }
     work.base = arena.take<A>(roles_.bases ? q_.output.w * panel : 0);
@@ -198,6 +221,19 @@ class ChannelsLast {
     const Image& x = q_.input[j];
     for (int64_t p = 0; p < panels_.count; ++p)
       P::panel(row.p, row.step, x.w, x.c, packed_[j], panels_, p, to + panels_.start(p) * x.w, false);
+    if constexpr (P::kTails)
+      with_tail([&](auto t) {
+        tail_products<V, t>(row.p, row.step, x.w, x.c, packed_tail_[j], to + panels_.padded() * x.w);
+      });
+  }
+
+  // Calls f with the number of tail channels as a constant, if there are any.
+  template <class F>
+  void with_tail(F f) const {
+    if constexpr (V::L > 4) {
+      if (tail_ == 2) f(std::integral_constant<int, 2>{});
+      if (tail_ == 4) f(std::integral_constant<int, 4>{});
+    }
   }
 
   const A* low(int u, int64_t n, int64_t y, Work& work) const {
@@ -301,6 +337,34 @@ class ChannelsLast {
         combine_any(p, panels_.tail(p), ups, identity, work, out + c, q_.output.sw);
     }
     if (q_.projection.data) project(out, work);
+    if constexpr (P::kTails) with_tail([&](auto t) { tail_row<t>(n, source, identity, work, out); });
+  }
+
+  // The tail channels of an output row.
+  template <int N>
+  void tail_row(int64_t n, const Source<A>* source, const Row<T>* identity, Work& work, T* out) const {
+    CombineRow<T, T, A> row{};
+    const int64_t c = panels_.channels;
+    for (int u = 0; u < roles_.ups; ++u) {
+      const Image& x = q_.input[roles_.up[u]];
+      const A *a = low(u, n, source[u].i0, work) + c * x.w, *b = low(u, n, source[u].i1, work) + c * x.w;
+      blend_pixels(a, V::L, b, V::L, source[u].w0, source[u].w1, ceil_div(x.w * N, V::L), 1, V::L, work.up[u].blended);
+      row.up[u] = source[u].w1 == A(0) ? a : work.up[u].blended;
+    }
+    row.bias = bias_ + c;
+    row.taps = taps_;
+    row.ups = roles_.ups;
+    row.identities = roles_.identities;
+    for (int i = 0; i < roles_.identities; ++i) row.identity[i] = {identity[i].p + c, identity[i].step};
+    row.out = out + c;
+    row.step = q_.output.sw;
+    row.pixels = q_.output.w;
+    row.relu = q_.relu;
+    switch (roles_.ups) {
+      case 1: return combine_tail<V, 1, N>(row);
+      case 2: return combine_tail<V, 2, N>(row);
+      default: return combine_tail<V, 3, N>(row);
+    }
   }
 
   template <class Out>

@@ -3,5 +3,6 @@
 #include "geometry.h"
 #include "products.h"
 #include "combine.h"
+#include "tail.h"
 #include "channels_last.h"
 #include "planar.h"

@@ -46,10 +46,13 @@ static inline __attribute__((always_inline)) void tile(int64_t steps, const char
 template <class Op, int NV, bool TAIL>
 static void strip(int64_t rows, int64_t steps, const char* a, int64_t am, int64_t ak, const char* b, int64_t bk,
                   int tail, typename Op::Acc::A* c, int64_t cm, bool accumulate) {
-  constexpr int MR = Op::Acc::MR;
+  constexpr int MR = NV == 1 ? 2 * Op::Acc::MR : Op::Acc::MR;  // one vector leaves registers for more rows
   int64_t m = 0;
   for (; m + MR <= rows; m += MR)
     tile<Op, MR, NV, TAIL>(steps, a + m * am, am, ak, b, bk, tail, c + m * cm, cm, accumulate);
+  if constexpr (NV == 1)
+    for (; m + MR / 2 <= rows; m += MR / 2)
+      tile<Op, MR / 2, NV, TAIL>(steps, a + m * am, am, ak, b, bk, tail, c + m * cm, cm, accumulate);
   for (; m + 2 <= rows; m += 2)
     tile<Op, 2, NV, TAIL>(steps, a + m * am, am, ak, b, bk, tail, c + m * cm, cm, accumulate);
   if (m < rows) tile<Op, 1, NV, TAIL>(steps, a + m * am, am, ak, b, bk, tail, c + m * cm, cm, accumulate);
@@ -71,12 +74,23 @@ static void any_strip(int vectors, int64_t rows, int64_t steps, const char* a, i
   static_assert(Op::Acc::PV == 3, "one case a width");
 }
 
+// Packs 16 output channels: load(i) gives 16 steps of the i-th, step k goes to `to + k * stride` for the first `steps`.
+template <class V, class Load>
+static void pack_transposed(Load load, int64_t steps, typename V::A* to, int64_t stride) {
+  V rows[16];
+  for (int i = 0; i < 16; ++i) rows[i] = load(i);
+  V::transpose(rows);
+  for (int64_t k = 0; k < 16 && k < steps; ++k) rows[k].store(to + k * stride);
+}
+
 // Channels-last products: z[pixel][output channel of panel p] from x[pixel][input channel].
 template <class V, class T>
 struct FmaProducts {
   using A = typename V::A;
   using Operand = A;  // rows of another dtype are widened first: cheap beside the product
   static constexpr int64_t kStepChannels = 1;
+  static constexpr bool kTails =
+      true;  // a few channels beyond the last vector are worth products of their own (tail.h)
 
   static int64_t packed_size(int64_t in, const Panels<V>& panels) { return in * panels.padded(); }  // in Operands
   // [panel][input channel][output channel of the panel], padded with zeros
@@ -84,6 +98,21 @@ struct FmaProducts {
     const T* from = static_cast<const T*>(w.data);
     const int64_t start = panels.start(p), width = panels.width(p) * V::L;
     to += start * w.cols;
+    if constexpr (V::kTransposes) {
+      if (w.col_stride == 1) {
+        for (int64_t k = 0; k < w.cols; k += V::L)
+          for (int64_t n = 0; n < width; n += V::L) {
+            const int64_t left = w.cols - k;
+            const auto load = [&](int i) {
+              const T* row = from + (start + n + i) * w.row_stride + k;
+              if (start + n + i >= w.rows) return V::zero();
+              return left < V::L ? V::load(row, static_cast<int>(left)) : V::load(row);
+            };
+            pack_transposed<V>(load, left, to + k * width + n, width);
+          }
+        return;
+      }
+    }
     for (int64_t n = 0; n < width; ++n) {
       if (start + n < w.rows) {
         const T* row = from + (start + n) * w.row_stride;
@@ -119,9 +148,20 @@ struct DotOp {  // two input channels a step, multiplied as bfloat16 and summed 
   }
 };
 
+// 32 weights of output channel n from input channel k on, as 16 pairs; zeros beyond the matrix.
+template <class V>
+static V load_pairs(const Matrix& w, int64_t n, int64_t k) {
+  if (n >= w.rows) return V::zero();
+  const int64_t left = w.cols - k;
+  const __mmask32 mask = left >= 32 ? ~__mmask32{0} : (__mmask32{1} << left) - 1;
+  const BFloat16* row = static_cast<const BFloat16*>(w.data) + n * w.row_stride + k;
+  return {_mm512_castsi512_ps(_mm512_maskz_loadu_epi16(mask, row))};
+}
+
 template <class V, class T>
 struct DotProducts {
   using Operand = BFloat16;
+  static constexpr bool kTails = false;
   static constexpr int64_t kStepChannels = 2;  // rows with an odd number of channels are copied and padded
 
   static int64_t packed_size(int64_t in, const Panels<V>& panels) { return round_up(in, 2) * panels.padded(); }
@@ -130,6 +170,13 @@ struct DotProducts {
     const T* from = static_cast<const T*>(w.data);
     const int64_t start = panels.start(p), width = panels.width(p) * V::L, in = round_up(w.cols, 2);
     to += start * in;
+    if (w.col_stride == 1) {
+      for (int64_t k = 0; k < in; k += 32)
+        for (int64_t n = 0; n < width; n += V::L)
+          pack_transposed<V>([&](int i) { return load_pairs<V>(w, start + n + i, k); }, (in - k) / 2,
+                             reinterpret_cast<float*>(to + k * width + 2 * n), width);
+      return;
+    }
     for (int64_t n = 0; n < width; ++n)
       for (int64_t k = 0; k < in; ++k)
         to[(k / 2) * 2 * width + 2 * n + (k & 1)] =

@@ -51,6 +51,7 @@ static inline __attribute__((always_inline)) void amx_tile(int64_t blocks, const
 template <class V, class T>
 struct AmxProducts {
   using Operand = BFloat16;
+  static constexpr bool kTails = false;
   static constexpr int64_t kStepChannels = 32;  // rows of other widths are copied and padded with zeros
 
   static int64_t packed_size(int64_t in, const Panels<V>& panels) { return round_up(in, 32) * panels.padded(); }
@@ -61,6 +62,13 @@ struct AmxProducts {
     const int64_t start = panels.start(p), in = round_up(w.cols, 32);
     to += start * in;
     const int vectors = panels.width(p);
+    if (w.col_stride == 1) {
+      for (int64_t block = 0; block < in; block += 32)
+        for (int v = 0; v < vectors; ++v, to += 512)
+          pack_transposed<V>([&](int i) { return load_pairs<V>(w, start + v * 16 + i, block); }, 16,
+                             reinterpret_cast<float*>(to), 16);
+      return;
+    }
     for (int64_t block = 0; block < in; block += 32)
       for (int v = 0; v < vectors; ++v, to += 512)
         for (int64_t n = 0; n < 16; ++n) {

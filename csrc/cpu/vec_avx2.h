@@ -5,6 +5,7 @@ struct VecAvx2 {
   static constexpr int L = 8;
   static constexpr int MR = 4;  // 12 accumulators, 3 operands, 1 broadcast: the 16 registers
   static constexpr int PV = 3;
+  static constexpr bool kTransposes = false;
   __m256 v;
 
   static __m256i mask(int n) {

@@ -5,6 +5,7 @@ struct VecAvx512 {
   static constexpr int L = 16;
   static constexpr int MR = 8;  // 24 accumulators, 3 operands, 1 broadcast, of 32 registers
   static constexpr int PV = 3;
+  static constexpr bool kTransposes = true;
   __m512 v;
 
   static __mmask16 mask(int n) { return static_cast<__mmask16>((1u << n) - 1u); }
@@ -50,6 +51,71 @@ struct VecAvx512 {
   }
   static VecAvx512 pick(const float* p, const int32_t* index) {  // two registers hold all that index can name
     return {_mm512_permutex2var_ps(_mm512_loadu_ps(p), _mm512_loadu_si512(index), _mm512_loadu_ps(p + 16))};
+  }
+  // Sixteen rows of sixteen values become columns.
+  static void transpose(VecAvx512 (&rows)[16]) {
+    __m512 pairs[16];
+    for (int i = 0; i < 16; i += 2) {
+      pairs[i] = _mm512_unpacklo_ps(rows[i].v, rows[i + 1].v);
+      pairs[i + 1] = _mm512_unpackhi_ps(rows[i].v, rows[i + 1].v);
+    }
+    __m512 quads[16];  // [4 * i + j]: in 128-bit lane l, column 4 * l + j of rows 4 * i to 4 * i + 3
+    for (int i = 0; i < 16; i += 4)
+      for (int j = 0; j < 2; ++j) {
+        const __m512d low = _mm512_castps_pd(pairs[i + j]), high = _mm512_castps_pd(pairs[i + 2 + j]);
+        quads[i + 2 * j] = _mm512_castpd_ps(_mm512_unpacklo_pd(low, high));
+        quads[i + 2 * j + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(low, high));
+      }
+    for (int j = 0; j < 4; ++j) {  // a 4 x 4 transposition of 128-bit lanes
+      const __m512 a = _mm512_shuffle_f32x4(quads[j], quads[4 + j], 0x44);
+      const __m512 b = _mm512_shuffle_f32x4(quads[j], quads[4 + j], 0xee);
+      const __m512 c = _mm512_shuffle_f32x4(quads[8 + j], quads[12 + j], 0x44);
+      const __m512 d = _mm512_shuffle_f32x4(quads[8 + j], quads[12 + j], 0xee);
+      rows[j].v = _mm512_shuffle_f32x4(a, c, 0x88);
+      rows[4 + j].v = _mm512_shuffle_f32x4(a, c, 0xdd);
+      rows[8 + j].v = _mm512_shuffle_f32x4(b, d, 0x88);
+      rows[12 + j].v = _mm512_shuffle_f32x4(b, d, 0xdd);
+    }
+  }
+  // Lane i is the sum of the lanes of sums[i].
+  static VecAvx512 sum_each(VecAvx512 (&sums)[16]) {
+    __m512 quads[4];  // [i]: in each 128-bit lane, what that lane adds to the sums 4 * i to 4 * i + 3
+    for (int i = 0; i < 4; ++i) {
+      const VecAvx512* s = sums + 4 * i;
+      const __m512 ab = _mm512_add_ps(_mm512_unpacklo_ps(s[0].v, s[1].v), _mm512_unpackhi_ps(s[0].v, s[1].v));
+      const __m512 cd = _mm512_add_ps(_mm512_unpacklo_ps(s[2].v, s[3].v), _mm512_unpackhi_ps(s[2].v, s[3].v));
+      const __m512d x = _mm512_castps_pd(ab), y = _mm512_castps_pd(cd);
+      quads[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)), _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
+    }
+    const auto add_lanes = [](__m512 x, __m512 y) {
+      return _mm512_add_ps(_mm512_shuffle_f32x4(x, y, 0x88), _mm512_shuffle_f32x4(x, y, 0xdd));
+    };
+    return {add_lanes(add_lanes(quads[0], quads[1]), add_lanes(quads[2], quads[3]))};
+  }
+  // 2 or 4 channels of 8 or 4 pixels that lie `step` elements apart.
+  template <int T>
+  static VecAvx512 load_pixels(const float* p, int64_t step) {
+    const auto quad = [=](int i) {
+      if constexpr (T == 4) return _mm_loadu_ps(p + i * step);
+      const __m128 low = _mm_loadl_pi(_mm_setzero_ps(), reinterpret_cast<const __m64*>(p + 2 * i * step));
+      return _mm_loadh_pi(low, reinterpret_cast<const __m64*>(p + (2 * i + 1) * step));
+    };
+    const __m256 low = _mm256_insertf128_ps(_mm256_castps128_ps256(quad(0)), quad(1), 1);
+    const __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256(quad(2)), quad(3), 1);
+    return {_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1)};
+  }
+  template <int T>
+  void store_pixels(float* p, int64_t step) const {
+    const __m128 quads[4] = {_mm512_castps512_ps128(v), _mm512_extractf32x4_ps(v, 1), _mm512_extractf32x4_ps(v, 2),
+                             _mm512_extractf32x4_ps(v, 3)};
+    for (int i = 0; i < 4; ++i) {
+      if constexpr (T == 4) {
+        _mm_storeu_ps(p + i * step, quads[i]);
+      } else {
+        _mm_storel_pi(reinterpret_cast<__m64*>(p + 2 * i * step), quads[i]);
+        _mm_storeh_pi(reinterpret_cast<__m64*>(p + (2 * i + 1) * step), quads[i]);
+      }
+    }
   }
   static VecAvx512 fma(VecAvx512 a, VecAvx512 b, VecAvx512 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
   VecAvx512 operator+(VecAvx512 o) const { return {_mm512_add_ps(v, o.v)}; }

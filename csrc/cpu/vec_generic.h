@@ -30,6 +30,7 @@ struct VecGeneric {
   static constexpr int L = Lanes;
   static constexpr int MR = 4;  // rows of a register tile; PV vectors across
   static constexpr int PV = 3;
+  static constexpr bool kTransposes = false;
   typedef Element Native __attribute__((vector_size(Lanes * sizeof(Element))));
   Native v;
 
