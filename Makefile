@@ -65,7 +65,8 @@ endif
 
 .make/package: .make/torch $(BUILT_FROM) $(if $(HAS_PACKAGE),,always)
 	$(PYTHON) -m pip install --quiet "setuptools>=77" ninja
-	$(PYTHON) -m pip install --quiet --no-build-isolation --editable ".[test]"
+	@$(PYTHON) -c "import importlib.metadata as m; print('torch==' + m.version('torch'))" > .make/constraint
+	$(PYTHON) -m pip install --quiet --no-build-isolation --constraint .make/constraint --editable ".[test]"
 	@touch $@
 
 .make/tools: .make/package

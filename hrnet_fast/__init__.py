@@ -12,8 +12,11 @@ __version__ = "0.1.0"
 # public name -> the module that defines it
 _LAZY = {
     "ExchangeUnit": "hrnet_fast.modules",
+    "HRFPN": "hrnet_fast.modules",
     "SegmentationHead": "hrnet_fast.modules",
     "refold": "hrnet_fast.modules",
+    "patch": "hrnet_fast.patching",
+    "unpatch": "hrnet_fast.patching",
     "create_model": "hrnet_fast.models",
     "list_models": "hrnet_fast.models",
     "load_checkpoint": "hrnet_fast.models",

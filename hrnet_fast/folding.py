@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+_BATCHNORM_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 _version = operator.attrgetter("_version")
 
 
@@ -50,27 +51,45 @@ def fold(
     return folded.to(weight.dtype), shift.to(weight.dtype)
 
 
-def fold_modules(conv: nn.Conv2d, norm: _BatchNorm) -> tuple[Tensor, Tensor]:
-    """``fold`` of a convolution module and the BatchNorm module behind it."""
-    return fold(conv.weight, conv.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias, norm.eps)
+def fold_modules(conv: nn.Conv2d, norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """``fold`` of a convolution module and the BatchNorm (or InPlaceABN) module behind it."""
+    gamma = norm.weight
+    if gamma is not None and _is_inplace_abn(norm):
+        gamma = gamma.abs() + norm.eps
+    return fold(conv.weight, conv.bias, norm.running_mean, norm.running_var, gamma, norm.bias, norm.eps)
 
 
-def why_not_fold(conv: nn.Module, norm: nn.Module) -> str | None:
-    """Why a convolution and the norm behind it cannot become one convolution; None where they can."""
+def why_not_foldable(conv: nn.Module, norm: nn.Module) -> str | None:
+    """Why a convolution and the norm behind it can never become one convolution; None where they can in evaluation."""
     if type(conv) is not nn.Conv2d:  # a subclass or a parametrization may compute something else
         return f"the convolution is a {type(conv).__name__}"
-    if not isinstance(norm, _BatchNorm):
+    # a subclass of BatchNorm may add an activation, or compute something else
+    if not _is_inplace_abn(norm) and getattr(type(norm), "forward", None) not in _BATCHNORM_FORWARDS:
         return f"the norm is a {type(norm).__name__}"
     if conv.padding_mode != "zeros":
         return f"the convolution pads with {conv.padding_mode!r}"
-    if norm.training or norm.running_mean is None or norm.running_var is None:
-        return "the norm uses the statistics of the batch"
     return None
 
 
+def why_not_fold(conv: nn.Module, norm: nn.Module) -> str | None:
+    """Why a convolution and the norm behind it cannot become one convolution now; None where they can."""
+    reason = why_not_foldable(conv, norm)
+    if reason is None and (norm.training or norm.running_mean is None or norm.running_var is None):
+        return "the norm uses the statistics of the batch"
+    return reason
+
+
+def _is_inplace_abn(norm: nn.Module) -> bool:
+    """Whether this is a norm of mapillary's inplace_abn without activation; it scales by abs(weight) + eps."""
+    kinds = {"InPlaceABN", "InPlaceABNSync"}
+    return getattr(norm, "activation", None) in ("none", "identity") and any(
+        k.__name__ in kinds for k in type(norm).__mro__
+    )
+
+
 def has_hooks(modules: Iterable[nn.Module]) -> bool:
-    """Whether any of the modules has forward hooks, which only a call of the module itself would run."""
-    return any(m._forward_hooks or m._forward_pre_hooks for m in modules)
+    """Whether any of the modules has hooks, which only a call of the module itself would run."""
+    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules)
 
 
 class FoldCache:
@@ -136,6 +155,20 @@ class FoldCache:
             with torch.inference_mode(False), torch.no_grad():
                 value = build()
             self.put(owner, value)
+        return value
+
+    def current(self, owner: nn.Module, foldable: Callable[[], bool], build: Callable[[], Any]) -> Any | None:
+        """What ``build`` makes of the modules below ``owner``, kept or made now; None where they must run unfolded.
+
+        That is so in training mode, where the parameters need gradients, and where ``foldable()`` is False. Under
+        torch.compile nothing is kept: folding becomes a part of the graph.
+        """
+        compiling = torch.compiler.is_compiling()
+        value = None if compiling or owner.training else self.get(owner)
+        if owner.training or needs_grad(self, owner) or (value is None and not foldable()):
+            return None
+        if value is None:
+            value = build() if compiling else self.get_or_put(owner, build)
         return value
 
     def tensors(self) -> list[Tensor]:

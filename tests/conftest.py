@@ -4,6 +4,7 @@ With HRNET_FAST_NO_SKIP=1, as in CI, a skipped test is a failed one, unless it i
 was skipped proves nothing.
 """
 
+import importlib.util
 import os
 
 import pytest
@@ -17,6 +18,17 @@ GPU = torch.cuda.is_available()
 def _same_everywhere(monkeypatch):
     torch.manual_seed(0)
     monkeypatch.delenv("HRNET_FAST_BACKEND", raising=False)
+
+
+@pytest.fixture(scope="session")
+def timm():
+    """The module timm; with it torchvision can be imported, too."""
+    for name in ("timm", "torchvision"):
+        if importlib.util.find_spec(name) is None:
+            pytest.skip(f"{name} is not installed")
+    from hrnet_fast.bench.timm_models import load
+
+    return load()
 
 
 def pytest_runtest_setup(item):

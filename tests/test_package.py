@@ -19,8 +19,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     "hrnet_fast.call", "hrnet_fast.tolerances", "hrnet_fast.on_import", "hrnet_fast._C", "hrnet_fast.backends.reference", "hrnet_fast.library",
     "hrnet_fast.backends.cpu", "hrnet_fast.backends", "hrnet_fast.exchange", "hrnet_fast", "hrnet_fast.convolution",
-    "hrnet_fast.folding", "hrnet_fast.modules", "hrnet_fast.models", "hrnet_fast.bench", "hrnet_fast.cli",
-    "hrnet_fast.__main__", "benchmarks",
+    "hrnet_fast.folding", "hrnet_fast.modules", "hrnet_fast.models", "hrnet_fast.patching", "hrnet_fast.bench",
+    "hrnet_fast.cli", "hrnet_fast.__main__", "benchmarks",
 )  # fmt: skip
 
 

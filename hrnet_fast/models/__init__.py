@@ -2,17 +2,23 @@
 
 from collections.abc import Callable
 from os import PathLike
+from typing import NamedTuple
 
 from torch import nn
 
 from hrnet_fast.call import MODES
 from hrnet_fast.models import configs
+from hrnet_fast.models import initialize as init
 from hrnet_fast.models.checkpoint import LoadReport, load_checkpoint
+from hrnet_fast.models.classification import ClassificationHRNet
 from hrnet_fast.models.configs import list_models
+from hrnet_fast.models.detection import DetectionHRNet
 from hrnet_fast.models.flops import MultiplyAdds, multiply_adds
 from hrnet_fast.models.hrnet import HRNet
-from hrnet_fast.models.initialize import initialize_features, initialize_segmentation, randomize
-from hrnet_fast.models.segmentation import SegmentationHRNet
+from hrnet_fast.models.initialize import randomize
+from hrnet_fast.models.ocr import OCRHRNet
+from hrnet_fast.models.pose import PoseHRNet
+from hrnet_fast.models.segmentation import DenseHRNet, SegmentationHRNet
 
 __all__ = [
     "LoadReport",
@@ -24,20 +30,35 @@ __all__ = [
     "randomize",
 ]
 
-# task -> the upsampling of the exchange units, BatchNorm momentum and initialization of its official repository
-_TASKS: dict[str, tuple[str, float, Callable[[nn.Module], None]]] = {
-    "segmentation": ("bilinear", 0.01, initialize_segmentation),
-    "features": ("nearest", 0.1, initialize_features),
+
+class _Task(NamedTuple):
+    """A network, and what it is in its official repository."""
+
+    network: type[HRNet]
+    upsample: str  # of the exchange units
+    align_corners: bool
+    momentum: float  # of the BatchNorms
+    num_classes: int | None  # Cityscapes, ImageNet, COCO's key points; None: the network has no classes
+    initialize: Callable[[nn.Module], None]
+
+
+_TASKS = {
+    "segmentation": _Task(SegmentationHRNet, "bilinear", False, 0.01, 19, init.initialize_segmentation),
+    "segmentation_ocr": _Task(OCRHRNet, "bilinear", True, 0.1, 19, init.initialize_segmentation_ocr),
+    "classification": _Task(ClassificationHRNet, "nearest", False, 0.1, 1000, init.initialize_classification),
+    "pose": _Task(PoseHRNet, "nearest", False, 0.1, 17, init.initialize_pose),
+    "detection": _Task(DetectionHRNet, "nearest", False, 0.1, None, init.initialize_detection),
+    "features": _Task(HRNet, "nearest", False, 0.1, None, init.initialize_classification),
 }
 
 
 def create_model(
     name: str,
     task: str = "segmentation",
-    num_classes: int = 19,
+    num_classes: int | None = None,
     in_chans: int = 3,
     upsample: str | None = None,
-    align_corners: bool = False,
+    align_corners: bool | None = None,
     full_resolution: bool = True,
     fast: bool = True,
     checkpoint: str | PathLike | None = None,
@@ -46,13 +67,21 @@ def create_model(
 
     Args:
         name: one of ``list_models()``, or timm's name.
-        task: "segmentation" (HRNetV2; image [N, in_chans, H, W] to logits [N, num_classes, H, W]) or "features" (image
-            to a list of four streams [N, C << k, ceil(H / (4 << k)), ceil(W / (4 << k))]).
-        num_classes: channels of the logits; unused by "features".
+        task: what an image [N, in_chans, H, W] becomes:
+
+            - "segmentation" (HRNetV2): logits [N, num_classes, H, W];
+            - "segmentation_ocr": a list of auxiliary logits and logits, both [N, num_classes, H, W];
+            - "classification": logits [N, num_classes];
+            - "pose" (HRNetV1): heat maps [N, num_classes, ceil(H / 4), ceil(W / 4)];
+            - "detection" (HRNetV2p): a list of five levels [N, 256, H / (4 << i), W / (4 << i)];
+            - "features": a list of four streams [N, C << k, ceil(H / (4 << k)), ceil(W / (4 << k))].
+        num_classes: classes, or key points for "pose"; None: 19, 1000 for classification, 17 for pose. Unused by
+            "detection" and "features".
         in_chans: channels of the image.
         upsample: upsampling of the exchange units, "bilinear" or "nearest"; None: that of the task's official
-            repository (segmentation: bilinear; features: nearest, as HRNet-Image-Classification and timm).
-        align_corners: of every bilinear interpolation.
+            repository (segmentation: bilinear; the others: nearest).
+        align_corners: of every bilinear interpolation but the detection pyramid's; None: that of the task's official
+            repository (segmentation_ocr: True; the others: False).
         full_resolution: segmentation logits at the image's size; False: at the official quarter of it.
         fast: False for the plain form, step by step as in the official code. State dicts are interchangeable.
         checkpoint: a file for ``load_checkpoint``.
@@ -64,21 +93,26 @@ def create_model(
     if task not in _TASKS:
         raise ValueError(f"task: expected one of {', '.join(map(repr, _TASKS))}, got {task!r}")
     canonical, config = configs.find(name)
-    default, momentum, initialize = _TASKS[task]
-    mode = default if upsample is None else upsample
+    official = _TASKS[task]
+    mode = official.upsample if upsample is None else upsample
     if mode not in MODES:
         raise ValueError(f"upsample: expected None or one of {', '.join(map(repr, MODES))}, got {upsample!r}")
-    if align_corners and task == "features" and mode == "nearest":
+    is_dense = issubclass(official.network, DenseHRNet)
+    if align_corners and mode == "nearest" and not is_dense:
         raise ValueError("align_corners: only bilinear interpolation has it, got upsample 'nearest'")
+    align_corners = official.align_corners if align_corners is None else align_corners
+    num_classes = official.num_classes if num_classes is None else num_classes
     for argument, value in (("num_classes", num_classes), ("in_chans", in_chans)):
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"{argument}: expected at least 1, got {value}")
-    shared = (config, in_chans, mode, align_corners, momentum, fast)
-    model = SegmentationHRNet(*shared, num_classes, full_resolution) if task == "segmentation" else HRNet(*shared)
+    head = {} if official.num_classes is None else {"num_classes": num_classes}
+    if is_dense:
+        head["full_resolution"] = full_resolution
+    model = official.network(config, in_chans, mode, align_corners, official.momentum, fast, **head)
     # what flops.multiply_adds builds its twins from
     model.recipe = {"name": canonical, "task": task, "num_classes": num_classes, "in_chans": in_chans, "upsample": mode,
                     "align_corners": align_corners}  # fmt: skip
-    initialize(model)
+    official.initialize(model)
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)
     return model

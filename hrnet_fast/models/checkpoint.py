@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hrnet_fast.models.key_maps import describe, to_official
+
 _NESTED = ("state_dict", "model_state_dict", "model")  # where training scripts put the weights
 _PREFIXES = ("module.", "model.")  # DataParallel, and the official FullModel
 _LISTED = 8  # keys of each kind that an error message names
@@ -27,21 +29,24 @@ def load_checkpoint(model: nn.Module, path: str | PathLike, strict: bool = True)
     """Load the weights of a file into ``model``: all that fits, after nothing was found amiss.
 
     Files of torch.save (read with ``weights_only=True``) and safetensors; weights at the top or under "state_dict",
-    "model_state_dict" or "model"; keys with or without the prefixes "module." and "model.".
+    "model_state_dict" or "model"; keys with or without the prefixes "module." and "model."; keys of the official
+    repositories, of timm, and of OpenMMLab's HRNets (mmseg with FCNHead or OCRHead, mmpose with a heat-map head, mmdet
+    with HRFPN, whose detector heads are left out). Upsampling is not stored in weights: for mmseg's create the model
+    with ``align_corners=False``, for mmpose's face and hand models with ``upsample="bilinear"``.
 
     Args:
-        model: any module with the official keys.
+        model: one of ``create_model``, or any module with the official keys.
         path: the file.
         strict: False: load what fits and report the rest.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: the file is truncated, of a foreign kind, or would need code to be run; or, where ``strict``, its
-            keys or shapes do not fit, in which case the model is left as it was.
+            keys or shapes do not fit (another width or task, for instance), in which case the model is left as it was.
         ImportError: a .safetensors file without the package safetensors.
     """
-    state = _unprefixed(_weights(_read(Path(path)), path), model)
     own = model.state_dict()
+    state = to_official(_unprefixed(_weights(_read(Path(path)), path), own), own)
     # PyTorch adds the counters that files from before 0.4.1 lack
     missing = [k for k in own if k not in state and not k.endswith("num_batches_tracked")]
     unexpected = [k for k in state if k not in own]
@@ -53,7 +58,9 @@ def load_checkpoint(model: nn.Module, path: str | PathLike, strict: bool = True)
     report = LoadReport(missing, unexpected, mismatched)
     if strict and any(report):
         parts = [f"{len(keys)} {kind}: {_listed(keys)}" for kind, keys in report._asdict().items() if keys]
-        raise ValueError(f"path: {str(path)!r} does not fit the model; {'; '.join(parts)}")
+        found, expected = describe(state), describe(own)
+        hint = f"; it holds {found}, the model is {expected}" if found and expected and found != expected else ""
+        raise ValueError(f"path: {str(path)!r} does not fit the model{hint}; {'; '.join(parts)}")
     fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     model.load_state_dict(fitting, strict=False)
     return report
@@ -91,9 +98,8 @@ def _weights(content: object, path: str | PathLike) -> dict[str, Tensor]:
     return {str(k): v for k, v in content.items() if isinstance(v, Tensor)}
 
 
-def _unprefixed(state: dict[str, Tensor], model: nn.Module) -> dict[str, Tensor]:
+def _unprefixed(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Keys without the prefixes of wrappers, unless the model itself has them."""
-    own = model.state_dict().keys()
     for _ in _PREFIXES:
         for prefix in _PREFIXES:
             if any(k.startswith(prefix) for k in own) or not any(k.startswith(prefix) for k in state):

@@ -9,10 +9,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 class MultiplyAdds(NamedTuple):
-    """Multiply-adds of all convolutions for one batch (bias, BatchNorm, activations and interpolation not counted)."""
+    """Multiply-adds of all convolutions and linear layers, and of OCR's matrix products, for one batch.
+
+    Bias, BatchNorm, activations and interpolation are not counted.
+    """
 
     published: int  # of the plain form; segmentation at quarter resolution. The official "GFLOPs" are this / 2**30
-    executed: int  # of the form that ``model`` has, where a fast head convolves at each stream's own resolution
+    executed: int  # of the form that ``model`` has, where fast heads convolve at each stream's own resolution
 
     @property
     def published_gflops(self) -> float:

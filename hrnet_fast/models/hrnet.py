@@ -77,9 +77,19 @@ class HRNet(nn.Module):
         mode, align_corners: upsampling of the exchange units.
         momentum: of the BatchNorms; 0.01 in the official segmentation code, 0.1 in the others.
         fast: ExchangeUnit instead of PlainExchangeUnit.
+        multi_scale_output: False: the last module of stage 4 makes the highest resolution only (HRNetV1).
     """
 
-    def __init__(self, config: Config, in_chans: int, mode: str, align_corners: bool, momentum: float, fast: bool):
+    def __init__(
+        self,
+        config: Config,
+        in_chans: int,
+        mode: str,
+        align_corners: bool,
+        momentum: float,
+        fast: bool,
+        multi_scale_output: bool = True,
+    ):
         super().__init__()
         self.config = config
         self.in_chans, self.mode, self.fast = in_chans, mode, fast
@@ -98,11 +108,11 @@ class HRNet(nn.Module):
         for stage, modules in zip((2, 3, 4), config.modules, strict=True):
             channels = config.channels(stage)
             self.add_module(f"transition{stage - 1}", _transition(previous, channels, momentum))
+            exchange = {"mode": mode, "align_corners": align_corners, "momentum": momentum}
+            single = () if multi_scale_output or stage < 4 else (modules - 1,)
             stack = (
-                HighResolutionModule(
-                    channels, config.blocks, unit, mode=mode, align_corners=align_corners, momentum=momentum
-                )
-                for _ in range(modules)
+                HighResolutionModule(channels, config.blocks, unit, multi_scale_output=i not in single, **exchange)
+                for i in range(modules)
             )
             self.add_module(f"stage{stage}", nn.Sequential(*stack))
             previous = channels
@@ -123,7 +133,7 @@ class HRNet(nn.Module):
         return self.streams(image)
 
     def streams(self, image: Tensor) -> list[Tensor]:
-        """``forward`` without its checks."""
+        """``forward`` without its checks; only the first stream without ``multi_scale_output``."""
         x = self.relu(self.bn1(self.conv1(image)))
         x = self.relu(self.bn2(self.conv2(x)))
         x = self.layer1(x)

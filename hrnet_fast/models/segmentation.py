@@ -10,11 +10,10 @@ from hrnet_fast.models.hrnet import HRNet
 from hrnet_fast.modules import PlainSegmentationHead, SegmentationHead
 
 
-class SegmentationHRNet(HRNet):
-    """The backbone and the V2 head (``last_layer``), with the official code's state-dict keys.
+class DenseHRNet(HRNet):
+    """A backbone whose head is bilinear; what the segmentation networks share.
 
     Args: those of HRNet, and
-        num_classes: channels of the logits.
         full_resolution: bring the logits to the size of the image (bilinear), as the official code does outside of the
             model; False: leave them at a quarter of it.
     """
@@ -27,14 +26,46 @@ class SegmentationHRNet(HRNet):
         align_corners: bool,
         momentum: float,
         fast: bool,
-        num_classes: int,
-        full_resolution: bool,
+        full_resolution: bool = True,
     ):
         # align_corners is for the head too, which is bilinear also where the exchange units are not
         super().__init__(config, in_chans, mode, align_corners and mode == "bilinear", momentum, fast)
+        self.align_corners, self.full_resolution = align_corners, full_resolution
+
+    def enlarge(self, x: Tensor, like: Tensor) -> Tensor:
+        """Bilinear interpolation to the size of another tensor."""
+        if torch.jit.is_scripting() or torch.jit.is_tracing() or not self.fast:
+            return F.interpolate(x, like.shape[2:], mode="bilinear", align_corners=self.align_corners)
+        else:  # TorchScript compiles what follows a return, but not the other branch of is_scripting()
+            return self._exchange(x, like)
+
+    @torch.jit.unused
+    def _exchange(self, x: Tensor, like: Tensor) -> Tensor:
+        size = (like.shape[2], like.shape[3])
+        return exchange([x], size=size, align_corners=self.align_corners, activation=None)
+
+
+class SegmentationHRNet(DenseHRNet):
+    """The backbone and the V2 head (``last_layer``), with the official code's state-dict keys.
+
+    Args: those of DenseHRNet, and
+        num_classes: channels of the logits.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        in_chans: int,
+        mode: str,
+        align_corners: bool,
+        momentum: float,
+        fast: bool,
+        num_classes: int,
+        full_resolution: bool = True,
+    ):
+        super().__init__(config, in_chans, mode, align_corners, momentum, fast, full_resolution)
         head = SegmentationHead if fast else PlainSegmentationHead
         self.last_layer = head(config.channels(4), num_classes, align_corners=align_corners, momentum=momentum)
-        self.align_corners, self.full_resolution = align_corners, full_resolution
 
     def forward(self, image: Tensor) -> Tensor:
         """Image [N, in_chans, H, W] to logits [N, num_classes, H, W], or [N, num_classes, ceil(H/4), ceil(W/4)].
@@ -45,14 +76,4 @@ class SegmentationHRNet(HRNet):
         if not torch.jit.is_scripting():
             self.check_image(image)
         logits = self.last_layer(self.streams(image))
-        if not self.full_resolution:
-            return logits
-        if torch.jit.is_scripting() or torch.jit.is_tracing() or not self.fast:
-            return F.interpolate(logits, image.shape[2:], mode="bilinear", align_corners=self.align_corners)
-        else:
-            return self._enlarge(logits, image)
-
-    @torch.jit.unused
-    def _enlarge(self, logits: Tensor, image: Tensor) -> Tensor:
-        size = (image.shape[2], image.shape[3])
-        return exchange([logits], size=size, align_corners=self.align_corners, activation=None)
+        return self.enlarge(logits, image) if self.full_resolution else logits

@@ -3,5 +3,14 @@
 from hrnet_fast.folding import refold
 from hrnet_fast.modules.exchange_unit import ExchangeUnit, PlainExchangeUnit
 from hrnet_fast.modules.heads import PlainSegmentationHead, SegmentationHead
+from hrnet_fast.modules.hrfpn import HRFPN, PlainHRFPN
 
-__all__ = ["ExchangeUnit", "PlainExchangeUnit", "PlainSegmentationHead", "SegmentationHead", "refold"]
+__all__ = [
+    "HRFPN",
+    "ExchangeUnit",
+    "PlainExchangeUnit",
+    "PlainHRFPN",
+    "PlainSegmentationHead",
+    "SegmentationHead",
+    "refold",
+]

@@ -1,16 +1,14 @@
 """The exchange unit of an HRNet module (paper section 3.2; ``fuse_layers`` in the official code), plain and fast."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hrnet_fast.call import MODES
-from hrnet_fast.convolution import FoldedConv
-from hrnet_fast.exchange import exchange
-from hrnet_fast.folding import FoldCache, fold_modules, has_hooks, needs_grad, why_not_fold
+from hrnet_fast.folding import FoldCache
+from hrnet_fast.modules.exchange_plan import current_plan, exchange_streams
 
 
 def up_path(in_channels: int, out_channels: int, momentum: float) -> nn.Sequential:
@@ -132,22 +130,6 @@ class PlainExchangeUnit(nn.ModuleList):
                                  f"must be multiples of {2 ** (len(self.channels) - 1)}")  # fmt: skip
 
 
-class _Down(NamedTuple):
-    """All strided chains that leave one stream, with BatchNorm folded."""
-
-    first: FoldedConv  # the first steps of all of them, side by side in the output channels
-    targets: list[int]  # the output that each chain leads to
-    widths: list[int]  # channels of each chain in the result of ``first``
-    rest: list[list[FoldedConv]]  # the further steps of each chain
-
-
-class _Plan(NamedTuple):
-    """An exchange unit with BatchNorm folded."""
-
-    down: list[_Down | None]  # per stream
-    up: list[tuple[list[Tensor], Tensor | None]]  # per output: weights [C_i, C_j, 1, 1] of lower streams, bias [C_i]
-
-
 class ExchangeUnit(PlainExchangeUnit):
     """The exchange unit with one fused operator per output; same arguments, parameters, keys and results.
 
@@ -178,79 +160,5 @@ class ExchangeUnit(PlainExchangeUnit):
         if torch.jit.is_tracing():
             return self._plain(streams)
         self._check(streams)
-        compiling = torch.compiler.is_compiling()
-        plan = None if compiling or self.training else self._folds.get(self)
-        if self.training or needs_grad(self._folds, self) or (plan is None and not self._foldable()):
-            return self._live(streams)
-        if plan is None:
-            plan = self._fold() if compiling else self._folds.get_or_put(self, self._fold)
-        return self._folded(streams, plan)
-
-    def _exchange(self, inputs, i, streams, weights=None, bias=None) -> Tensor:
-        return exchange(inputs, weights, bias, size=tuple(streams[i].shape[2:]), mode=self.mode,
-                        align_corners=self.align_corners)  # fmt: skip
-
-    def _live(self, streams: list[Tensor]) -> list[Tensor]:
-        outputs = []
-        for i, row in enumerate(self):
-            # The stream's own branch comes first, because the result takes the layout of the first full-size input.
-            inputs = [row[i](streams[i])] + [path(x) for j, (path, x) in enumerate(zip(row, streams)) if j != i]
-            outputs.append(self._exchange(inputs, i, streams))
-        return outputs
-
-    def _folded(self, streams: list[Tensor], plan: _Plan) -> list[Tensor]:
-        inputs = [[streams[i]] for i in range(len(plan.up))]
-        for x, down in zip(streams, plan.down, strict=True):
-            if down is None:
-                continue
-            parts = down.first(x).split(down.widths, dim=1)
-            for part, target, rest in zip(parts, down.targets, down.rest, strict=True):
-                for conv in rest:
-                    part = conv(part)
-                inputs[target].append(part)
-        outputs = []
-        for i, (weights, bias) in enumerate(plan.up):
-            holes = [None] * len(inputs[i])
-            outputs.append(self._exchange(inputs[i] + streams[i + 1 :], i, streams, holes + weights, bias))
-        return outputs
-
-    def _foldable(self) -> bool:
-        if has_hooks(m for m in self.modules() if m is not self):
-            return False
-        return all(why_not_fold(step[0], step[1]) is None for row in self for path in row for step in _steps(path))
-
-    def _fold(self) -> _Plan:
-        up = []
-        for i, row in enumerate(self):
-            folds = [fold_modules(path[0], path[1]) for path in row[i + 1 :]]
-            bias = None
-            if folds:  # added up in float32: the sum is rounded once
-                bias = sum(b.to(torch.promote_types(b.dtype, torch.float32)) for _, b in folds).to(folds[0][1].dtype)
-            up.append(([w for w, _ in folds], bias))
-        return _Plan([self._fold_down(j) for j in range(len(self.channels))], up)
-
-    def _fold_down(self, j: int) -> _Down | None:
-        # The chain without further steps comes first, because the ReLU covers all channels from some channel on.
-        targets = list(range(j + 1, len(self)))
-        if not targets:
-            return None
-        chains = [[fold_modules(step[0], step[1]) for step in self[i][j]] for i in targets]
-        weight, bias = (torch.cat([chain[0][k] for chain in chains]) for k in (0, 1))
-        widths = [chain[0][0].shape[0] for chain in chains]
-        first = _strided(weight, bias, widths[0] if len(chains) > 1 else None)
-        rest = [
-            [_strided(w, b, 0 if k < len(chain) - 1 else None) for k, (w, b) in enumerate(chain) if k > 0]
-            for chain in chains
-        ]
-        return _Down(first, targets, widths, rest)
-
-
-def _strided(weight: Tensor, bias: Tensor, relu_from: int | None) -> FoldedConv:
-    return FoldedConv(weight, bias, (2, 2), (1, 1), relu_from=relu_from)
-
-
-def _steps(path: nn.Module) -> list[nn.Module]:
-    """The (convolution, BatchNorm) pairs of a path: none on the diagonal, one on an up path, many on a down one."""
-    if not isinstance(path, nn.Sequential):
-        return []
-    return list(path) if isinstance(path[0], nn.Sequential) else [path]
+        plan = current_plan(self, self._folds)
+        return exchange_streams(self, plan, streams, self.mode, self.align_corners)

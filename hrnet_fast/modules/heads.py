@@ -1,15 +1,62 @@
 """The V2 segmentation head (paper section 3.3, ``last_layer`` in the official code), plain and fast."""
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hrnet_fast.exchange import exchange
-from hrnet_fast.folding import FoldCache, fold_modules, has_hooks, needs_grad, why_not_fold
+from hrnet_fast.folding import FoldCache, fold_modules, has_hooks, why_not_fold
 from hrnet_fast.modules.exchange_unit import up_path
+
+
+class HeadPlan(NamedTuple):
+    """A V2 head with BatchNorm folded."""
+
+    weights: list[Tensor]  # per stream [C_hidden, C_j, 1, 1]
+    bias: Tensor  # [C_hidden]
+    projection: tuple[Tensor, Tensor | None] | None  # the classifier's weight [classes, C_hidden, 1, 1] and bias
+
+
+def fold_concat_head(conv: nn.Module, norm: nn.Module, classifier: nn.Module, channels: Sequence[int]) -> HeadPlan:
+    """1x1 convolution over the concatenation of streams, norm and classifier, prepared for ``exchange``.
+
+    A classifier that is no plain 1x1 convolution (the official FINAL_CONV_KERNEL: 3) stays outside of the plan.
+    """
+    weight, bias = fold_modules(conv, norm)
+    weights = [w.contiguous() for w in weight.split(tuple(channels), dim=1)]
+    return HeadPlan(weights, bias, _projection(classifier) if is_conv1x1(classifier) else None)
+
+
+def exchange_head(plan: HeadPlan, streams: list[Tensor], align_corners: bool) -> Tensor:
+    """The folded head on streams [N, C_j, H_j, W_j]: [N, classes, H_0, W_0], or without a projection [N, C_hidden, ...]."""
+    size = tuple(streams[0].shape[2:])
+    return exchange(
+        streams, plan.weights, plan.bias, size=size, align_corners=align_corners, projection=plan.projection
+    )
+
+
+def exchange_concat(conv: nn.Conv2d, streams: list[Tensor], align_corners: bool) -> Tensor:
+    """``conv(concat(x_0, up(x_1), ...))`` for a 1x1 convolution, of which autograd sees the weight; [N, C, H_0, W_0]."""
+    weights = list(conv.weight.split([x.shape[1] for x in streams], dim=1))
+    size = tuple(streams[0].shape[2:])
+    return exchange(streams, weights, conv.bias, size=size, align_corners=align_corners, activation=None)
+
+
+def is_conv1x1(module: nn.Module) -> bool:
+    """Whether it is a plain 1x1 convolution, of which nobody has made something else."""
+    return (
+        type(module) is nn.Conv2d
+        and module.kernel_size == module.stride == (1, 1)
+        and module.padding == (0, 0)
+        and module.groups == 1
+    )
+
+
+def _projection(classifier: nn.Conv2d) -> tuple[Tensor, Tensor | None]:
+    return classifier.weight.detach(), None if classifier.bias is None else classifier.bias.detach()
 
 
 class PlainSegmentationHead(nn.Sequential):
@@ -126,27 +173,17 @@ class SegmentationHead(PlainSegmentationHead):
         if torch.jit.is_tracing():
             return self._plain(streams)
         self._check(streams)
-        compiling = torch.compiler.is_compiling()
-        folded = None if compiling or self.training else self._folds.get(self)
-        if folded is None and self._altered():
-            return self._plain(streams)
-        if self.training or needs_grad(self._folds, self) or (folded is None and not self._foldable()):
-            return self._live(streams)
-        if folded is None:
-            folded = self._fold() if compiling else self._folds.get_or_put(self, self._fold)
-        weights, bias, projection = folded
-        return self._exchange(streams, weights, bias, "relu", projection)
-
-    def _exchange(self, streams, weights, bias, activation, projection=None) -> Tensor:
-        return exchange(streams, weights, bias, size=tuple(streams[0].shape[2:]), align_corners=self.align_corners,
-                        activation=activation, projection=projection)  # fmt: skip
+        plan = self._folds.current(self, self._foldable, self._fold)
+        if plan is None:
+            return self._plain(streams) if self._altered() else self._live(streams)
+        return exchange_head(plan, streams, self.align_corners)
 
     def _live(self, streams: list[Tensor]) -> Tensor:
         if self._concat:
-            weights = list(self[0].weight.split(self.channels, dim=1))
-            return self[3](self[2](self[1](self._exchange(streams, weights, self[0].bias, None))))
+            return self[3](self[2](self[1](exchange_concat(self[0], streams, self.align_corners))))
         inputs = [path(x) for path, x in zip(self[0], streams, strict=True)]
-        return self[3](self._exchange(inputs, None, None, "relu"))
+        size = tuple(streams[0].shape[2:])
+        return self[3](exchange(inputs, size=size, align_corners=self.align_corners))
 
     def _altered(self) -> bool:
         """Whether somebody has hooked, replaced or parametrized what the fused forms take apart."""
@@ -154,16 +191,15 @@ class SegmentationHead(PlainSegmentationHead):
         return has_hooks(m for m in self.modules() if m is not self) or any(type(c) is not nn.Conv2d for c in convs)
 
     def _foldable(self) -> bool:
+        if self._altered():
+            return False
         pairs = [(self[0], self[1])] if self._concat else [(path[0], path[1]) for path in self[0]]
         return all(why_not_fold(conv, norm) is None for conv, norm in pairs)
 
-    def _fold(self) -> tuple[list[Tensor], Tensor, tuple[Tensor, Tensor | None]]:
+    def _fold(self) -> HeadPlan:
         if self._concat:
-            weight, bias = fold_modules(self[0], self[1])
-            weights = [w.contiguous() for w in weight.split(self.channels, dim=1)]
-        else:
-            folds = [fold_modules(path[0], path[1]) for path in self[0]]
-            weights = [w for w, _ in folds]
-            # added up in float32: the sum is rounded once
-            bias = sum(b.to(torch.promote_types(b.dtype, torch.float32)) for _, b in folds).to(folds[0][1].dtype)
-        return weights, bias, (self[3].weight.detach(), None if self[3].bias is None else self[3].bias.detach())
+            return fold_concat_head(self[0], self[1], self[3], self.channels)
+        folds = [fold_modules(path[0], path[1]) for path in self[0]]
+        # added up in float32: the sum is rounded once
+        bias = sum(b.to(torch.promote_types(b.dtype, torch.float32)) for _, b in folds).to(folds[0][1].dtype)
+        return HeadPlan([w for w, _ in folds], bias, _projection(self[3]))

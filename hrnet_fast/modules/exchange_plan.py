@@ -1,0 +1,184 @@
+"""The fast computation of an exchange unit, whoever built it: BatchNorm folded where it can be, one ``exchange`` each.
+
+A unit is given as its rows, as in the attribute ``fuse_layers`` of the official code: an nn.ModuleList of outputs I, each
+an nn.ModuleList of paths J from the streams. Up paths (J > I) are nn.Sequential(1x1 convolution, norm[, upsampling]),
+down paths (J < I) any module, folded where they are the official chains of strided convolutions, and the diagonal is
+None, an nn.Identity or an empty nn.Sequential.
+"""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hrnet_fast.convolution import FoldedConv
+from hrnet_fast.exchange import exchange
+from hrnet_fast.folding import FoldCache, fold_modules, has_hooks, why_not_fold, why_not_foldable
+
+
+class _Down(NamedTuple):
+    """All strided chains that leave one stream, with BatchNorm folded."""
+
+    first: FoldedConv  # the first steps of all of them, side by side in the output channels
+    targets: list[int]  # the output that each chain leads to
+    widths: list[int]  # channels of each chain in the result of ``first``
+    rest: list[list[FoldedConv]]  # the further steps of each chain
+
+
+class Plan(NamedTuple):
+    """An exchange unit with BatchNorm folded."""
+
+    down: list[_Down | None]  # per stream
+    unfolded: list[tuple[int, int]]  # (output, stream) of the down paths that are called as they are
+    up: list[tuple[list[Tensor], Tensor | None]]  # per output: weights [C_i, C_j, 1, 1] of lower streams, bias [C_i]
+
+
+def why_not_up(path: nn.Module | None) -> str | None:
+    """Why a path is not a 1x1 convolution with a norm that can be folded; None where it is."""
+    if not isinstance(path, nn.Sequential) or len(path) < 2:
+        return f"it is {_names(path)}, not a convolution with a norm"
+    return _why_not_conv(path[0], 1, 1, 0) or why_not_foldable(path[0], path[1])
+
+
+def why_not_down(path: nn.Module | None) -> str | None:
+    """Why a path is not the official chain of strided convolutions, norms and ReLUs; None where it is."""
+    steps = list(path) if isinstance(path, nn.Sequential) else []
+    for k, step in enumerate(steps):
+        last = k == len(steps) - 1
+        if not isinstance(step, nn.Sequential) or len(step) != (2 if last else 3):
+            return f"step {k} is {_names(step)}"
+        if not last and type(step[2]) is not nn.ReLU:
+            return f"step {k} ends with {type(step[2]).__name__}"
+        reason = _why_not_conv(step[0], 3, 2, 1) or why_not_foldable(step[0], step[1])
+        if reason is not None:
+            return f"step {k}: {reason}"
+    return None if steps else f"it is {_names(path)}, not a chain of strided convolutions"
+
+
+def is_upsampling(module: nn.Module) -> bool:
+    """Whether it has the settings of nn.Upsample (OpenMMLab has a class of its own)."""
+    return hasattr(module, "scale_factor") and hasattr(module, "mode")
+
+
+def current_plan(rows: nn.ModuleList, folds: FoldCache) -> Plan | None:
+    """The folded unit, kept in ``folds``; None where it must run unfolded.
+
+    That is so in training mode, where the parameters need gradients, where a norm uses the statistics of the batch, and
+    where an inner module has hooks.
+    """
+    return folds.current(rows, lambda: _foldable(rows), lambda: _fold(rows))
+
+
+def exchange_streams(
+    rows: nn.ModuleList, plan: Plan | None, streams: list[Tensor], mode: str, align_corners: bool
+) -> list[Tensor]:
+    """What the unit makes of its streams; with plan None, convolutions and norms run as the modules that they are.
+
+    Args:
+        rows: the unit.
+        plan: from ``current_plan`` just now.
+        streams: [N, C_j, H_j, W_j], highest resolution first.
+        mode: of the upsampling, which always leads to the size of the higher stream.
+        align_corners: of the upsampling.
+
+    Returns:
+        One stream per row, of the shape of streams[I].
+    """
+    weights: list = [None] * len(rows)
+    biases: list = [None] * len(rows)
+    if plan is None:
+        inputs = [_unfolded(row, i, streams) for i, row in enumerate(rows)]
+    else:
+        inputs = _down_streams(rows, plan, streams)
+        for i, (up, bias) in enumerate(plan.up):
+            weights[i], biases[i] = [None] * len(inputs[i]) + up, bias
+            inputs[i] += streams[i + 1 :]
+    return [
+        exchange(inputs[i], weights[i], biases[i], size=tuple(streams[i].shape[2:]), mode=mode,
+                 align_corners=align_corners)
+        for i in range(len(rows))
+    ]  # fmt: skip
+
+
+def _unfolded(row: nn.ModuleList, i: int, streams: list[Tensor]) -> list[Tensor]:
+    # The stream's own branch comes first, because the result takes the layout of the first full-size input.
+    inputs = [streams[i] if row[i] is None else row[i](streams[i])]
+    for j, (path, x) in enumerate(zip(row, streams)):
+        if j > i and isinstance(path, nn.Sequential) and is_upsampling(path[-1]):  # which the exchange does
+            inputs.append(path[1](path[0](x)))
+        elif j != i:
+            inputs.append(path(x))
+    return inputs
+
+
+def _down_streams(rows: nn.ModuleList, plan: Plan, streams: list[Tensor]) -> list[list[Tensor]]:
+    inputs = [[streams[i]] for i in range(len(rows))]
+    for x, down in zip(streams, plan.down, strict=True):
+        if down is None:
+            continue
+        parts = down.first(x).split(down.widths, dim=1)
+        for part, target, rest in zip(parts, down.targets, down.rest, strict=True):
+            for conv in rest:
+                part = conv(part)
+            inputs[target].append(part)
+    for i, j in plan.unfolded:
+        inputs[i].append(rows[i][j](streams[j]))
+    return inputs
+
+
+def _foldable(rows: nn.ModuleList) -> bool:
+    if has_hooks(m for m in rows.modules() if m is not rows):
+        return False
+    ups = [path for i, row in enumerate(rows) for path in list(row)[i + 1 :]]
+    downs = [path for i, row in enumerate(rows) for path in list(row)[:i] if why_not_down(path) is None]
+    if any(why_not_up(path) is not None for path in ups):
+        return False
+    pairs = ups + [step for path in downs for step in path]
+    return all(why_not_fold(pair[0], pair[1]) is None for pair in pairs)
+
+
+def _fold(rows: nn.ModuleList) -> Plan:
+    up = []
+    for i, row in enumerate(rows):
+        folds = [fold_modules(path[0], path[1]) for path in list(row)[i + 1 :]]
+        bias = None
+        if folds:  # added up in float32: the sum is rounded once
+            bias = sum(b.to(torch.promote_types(b.dtype, torch.float32)) for _, b in folds).to(folds[0][1].dtype)
+        up.append(([w for w, _ in folds], bias))
+    unfolded = [(i, j) for i, row in enumerate(rows) for j in range(i) if why_not_down(row[j]) is not None]
+    return Plan([_fold_down(rows, j, unfolded) for j in range(len(rows[0]))], unfolded, up)
+
+
+def _fold_down(rows: nn.ModuleList, j: int, unfolded: list[tuple[int, int]]) -> _Down | None:
+    # The chain without further steps comes first, because the ReLU covers all channels from some channel on.
+    targets = [i for i in range(j + 1, len(rows)) if (i, j) not in unfolded]
+    if not targets:
+        return None
+    chains = [[fold_modules(step[0], step[1]) for step in rows[i][j]] for i in targets]
+    weight, bias = (torch.cat([chain[0][k] for chain in chains]) for k in (0, 1))
+    widths = [chain[0][0].shape[0] for chain in chains]
+    # a single step has no ReLU behind it, whatever follows has one
+    plain = widths[0] if len(chains[0]) == 1 else 0
+    first = _strided(weight, bias, plain if plain < sum(widths) else None)
+    rest = [
+        [_strided(w, b, 0 if k < len(chain) - 1 else None) for k, (w, b) in enumerate(chain) if k > 0]
+        for chain in chains
+    ]
+    return _Down(first, targets, widths, rest)
+
+
+def _strided(weight: Tensor, bias: Tensor, relu_from: int | None) -> FoldedConv:
+    return FoldedConv(weight, bias, (2, 2), (1, 1), relu_from=relu_from)
+
+
+def _why_not_conv(conv: nn.Module, kernel: int, stride: int, padding: int) -> str | None:
+    expected = {"kernel_size": (kernel,) * 2, "stride": (stride,) * 2, "padding": (padding,) * 2, "dilation": (1, 1),
+                "groups": 1}  # fmt: skip
+    for name, value in expected.items():
+        if getattr(conv, name, value) != value:
+            return f"the convolution has {name} {getattr(conv, name)}, expected {value}"
+    return None
+
+
+def _names(path: nn.Module | None) -> str:
+    return ", ".join(type(m).__name__ for m in path) if isinstance(path, nn.Sequential) else type(path).__name__
