@@ -1,0 +1,95 @@
+"""The drop-in: ``patch(model)`` makes the HRNet that somebody already has fast, ``unpatch(model)`` undoes it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from hrnet_fast.patching.adapters import ADAPTERS
+from hrnet_fast.patching.report import PatchReport, Row
+from hrnet_fast.patching.swap import Patched, apply, restore
+
+__all__ = ["PatchReport", "Row", "patch", "unpatch"]
+
+
+def patch(model: nn.Module) -> PatchReport:
+    """Make the exchange units, heads and feature pyramids of someone else's HRNet fast, in place.
+
+    Found by their structure, whatever their classes are called: exchange units of timm, of the official repositories, of
+    OpenMMLab and of simple-HRNet; official HRNetV2 networks with their head; mmseg's FCN head with ``resize_concat``; and
+    HRFPN. Each is tried on a small random input beside its original, and left alone where the two do not agree. The
+    modules, parameters, state-dict keys and hooks stay the same objects; what changes is the class of the patched
+    modules, to a subclass of their own with another ``forward``. Training, ``deepcopy``, pickling, ``.to()``,
+    ``torch.compile`` and ``torch.export`` work as before. Patch before compiling.
+
+    In evaluation BatchNorm is folded, and folded again when a weight changes (see hrnet_fast.refold for the exceptions).
+    The original forward runs where the sizes of the streams are not those of an HRNet, where modules inside have got
+    hooks or other classes since, and under torch.jit and ONNX export.
+
+    Args:
+        model: a network, or one of the modules named above. Patching it again does no harm.
+
+    Returns:
+        What became of every module that was looked at, and why of those that were left alone.
+
+    Raises:
+        TypeError: not an nn.Module.
+        ValueError: the model is compiled, scripted or a recorded graph already.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    reason = _why_closed(model)
+    if reason is not None:
+        raise ValueError(f"model: {reason}")
+    places = _places(model)
+    first: dict[nn.Module, str] = {}
+    for name, module in places:
+        first.setdefault(module, name)
+    # inner modules first: a network is tried with what its parts have become
+    found = {module: list(_visit(name, module)) for module, name in reversed(first.items())}
+    return PatchReport([
+        row if name == first[module] else replace(row, name=name, detail=f"the same module as {first[module]}")
+        for name, module in places for row in found[module]
+    ])  # fmt: skip
+
+
+def unpatch(model: nn.Module) -> nn.Module:
+    """Give every patched module below ``model`` its own class back; returns ``model``. Harmless where there is none."""
+    for module in model.modules():
+        if isinstance(module, Patched):
+            restore(module)
+    return model
+
+
+def _places(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Every module under every name that it has, but nothing below a closed one."""
+    closed: tuple[str, ...] = ()
+    places = []
+    for name, module in model.named_modules(remove_duplicate=False):
+        if not name.startswith(closed):
+            places.append((name, module))
+            closed += (f"{name}.",) if _why_closed(module) is not None else ()
+    return places
+
+
+def _visit(name: str, module: nn.Module) -> Iterator[Row]:
+    reason = _why_closed(module)
+    if reason is not None:
+        yield Row(name, type(module).__name__, False, reason)
+        return
+    for adapter in ADAPTERS:
+        if adapter.is_candidate(module):
+            done, detail = apply(module, adapter)
+            yield Row(name, adapter.kind, done, detail)
+
+
+def _why_closed(module: nn.Module) -> str | None:
+    """Why nothing below a module can be patched; None where it can."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "it is a TorchScript module, whose code is fixed: patch the model before scripting or tracing it"
+    if isinstance(module, torch.fx.GraphModule):
+        return "it is a recorded graph, whose code is fixed: patch the model before recording it"
+    if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+        return "it is compiled already: patch the model first, then compile it"
+    return None
