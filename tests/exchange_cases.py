@@ -28,6 +28,8 @@ STAGE4 = ((18, 32, 48), (36, 16, 24), (72, 8, 12), (144, 4, 6))
 CASES = [
     Case("stage4", STAGE4, "-www", 18),
     Case("stage4-batch3", STAGE4, "-www", 18, batch=3),
+    Case("stage4-36", ((36, 16, 24), (72, 8, 12), (144, 4, 6), (20, 2, 3)), "-www", 36),
+    Case("top-34", ((34, 6, 16), (34, 6, 16), (68, 3, 8)), "--w", 34, relu=False, bias=False),
     Case("stage4-48", ((48, 32, 32), (96, 16, 16), (192, 8, 8), (384, 4, 4)), "-www", 48),
     Case("top-down", ((72, 8, 12), (72, 8, 12), (72, 8, 12), (144, 4, 6)), "---w", 72),
     Case("odd", ((17, 33, 45), (34, 17, 23), (5, 9, 12), (7, 5, 6)), "-www", 17),
@@ -42,6 +44,7 @@ CASES = [
     Case("eight", tuple((4, 16 >> (j % 3), 24 >> (j % 3)) for j in range(8)), "-w-w-w-w", 4),
     Case("head", ((18, 16, 24), (36, 8, 12), (72, 4, 6), (144, 2, 3)), "wwww", 270),
     Case("head-projected", ((18, 16, 24), (36, 8, 12), (72, 4, 6), (144, 2, 3)), "wwww", 270, projection=19),
+    Case("projected-36", ((36, 6, 20), (20, 3, 10)), "-w", 36, projection=36),
     Case("projected-odd", ((5, 13, 21), (9, 7, 11)), "-w", 5, projection=67, batch=2),
     Case("projected-no-relu", ((16, 8, 8), (16, 4, 4)), "--", 16, projection=3, relu=False, bias=False),
     Case("wide-row", ((3, 4, 300), (2, 2, 77)), "-w", 3),

@@ -33,13 +33,14 @@ class ChannelsLast {
  private:
   const Problem& q_;
   const Roles roles_;
-  const int tail_;  // output channels beyond the panels (tail.h)
+  const int tail_, projected_tail_;  // channels beyond the panels (tail.h)
   const Panels<V> panels_, projected_;
   Tap<A>* taps_;  // [W][ups]
   A* bias_;
   A* projection_bias_;
   Operand* packed_[kMaxInputs];
   Operand* packed_projection_;
+  A* packed_projection_tail_;  // [kTailOutputs][in rounded up to vectors]
   A* shared_[kMaxInputs];
   A* packed_tail_[kMaxInputs];
   bool share_ = false;
@@ -48,8 +49,9 @@ class ChannelsLast {
       : q_(q),
         roles_(q),
         tail_(tail(q, roles_)),
+        projected_tail_(P::kTails && q.projection.data ? projection_tail<V>(q.projection.rows) : 0),
         panels_(q.channels - tail_),
-        projected_(q.projection.data ? q.projection.rows : 1) {}
+        projected_(q.projection.data ? q.projection.rows - projected_tail_ : 1) {}
 
   // The tail's sum wants what an exchange unit has: inputs that are exactly 2, 4, 8 times smaller, in that order.
   static int tail(const Problem& q, const Roles& roles) {
@@ -78,12 +80,13 @@ class ChannelsLast {
   void lay_out(Arena& arena) {
     taps_ = arena.take<Tap<A>>(q_.output.w * roles_.ups);
     bias_ = arena.take<A>(panels_.padded() + tail_);
-    projection_bias_ = arena.take<A>(projected_.padded());
+    projection_bias_ = arena.take<A>(projected_.padded() + projected_tail_);
     for (int j = 0; j < q_.count; ++j)
       packed_[j] = q_.weight[j].data ? arena.take<Operand>(P::packed_size(q_.input[j].c, panels_)) : nullptr;
     for (int j = 0; j < q_.count; ++j)
       packed_tail_[j] = arena.take<A>(q_.weight[j].data ? tail_ * round_up(q_.input[j].c, V::L) : 0);
     packed_projection_ = arena.take<Operand>(q_.projection.data ? P::packed_size(q_.channels, projected_) : 0);
+    packed_projection_tail_ = arena.take<A>(projected_tail_ ? kTailOutputs * round_up(q_.channels, V::L) : 0);
   }
 
   void fill_tables() {
@@ -93,7 +96,7 @@ class ChannelsLast {
         taps_[x * roles_.ups + u] = {static_cast<int32_t>(s.i0), static_cast<int32_t>(s.i1), s.w0, s.w1};
       }
     widen_bias<T>(q_.bias, panels_.padded() + tail_, bias_);
-    widen_bias<T>(q_.projection_bias, projected_.padded(), projection_bias_);
+    widen_bias<T>(q_.projection_bias, projected_.padded() + projected_tail_, projection_bias_);
   }
 
   void pack_all() {
@@ -103,6 +106,9 @@ class ChannelsLast {
         if (tail_) pack_tail<T>(q_.weight[j], panels_.channels, tail_, round_up(q_.input[j].c, V::L), packed_tail_[j]);
       }
     if (q_.projection.data) pack(q_.projection, projected_, packed_projection_);
+    if (projected_tail_)
+      pack_tail<T>(q_.projection, projected_.channels, kTailOutputs, round_up(q_.channels, V::L),
+                   packed_projection_tail_);
   }
 
   struct Packing {
@@ -230,7 +236,7 @@ class ChannelsLast {
   // Calls f with the number of tail channels as a constant, if there are any.
   template <class F>
   void with_tail(F f) const {
-    if constexpr (V::L > 4) {
+    if constexpr (P::kTails) {
       if (tail_ == 2) f(std::integral_constant<int, 2>{});
       if (tail_ == 4) f(std::integral_constant<int, 4>{});
     }
@@ -402,5 +408,16 @@ class ChannelsLast {
           v == vectors - 1 && tail < V::L ? y.store(to, tail) : y.store(to);
         }
     }
+    if constexpr (P::kTails) {
+      if (projected_tail_) project_tail(out + projected_.channels, wide, work);
+    }
+  }
+
+  void project_tail(T* out, int64_t wide, Work& work) const {
+    const A* bias = projection_bias_ + projected_.channels;
+    tail_products<V, kTailOutputs>(work.wide, wide, q_.output.w, q_.channels, packed_projection_tail_, work.projected);
+    for (int64_t x = 0; x < q_.output.w; ++x)
+      for (int t = 0; t < projected_tail_; ++t)
+        out[x * q_.output.sw + t] = Convert<T>::narrow(work.projected[x * kTailOutputs + t] + bias[t]);
   }
 };

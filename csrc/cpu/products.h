@@ -89,8 +89,8 @@ struct FmaProducts {
   using A = typename V::A;
   using Operand = A;  // rows of another dtype are widened first: cheap beside the product
   static constexpr int64_t kStepChannels = 1;
-  static constexpr bool kTails =
-      true;  // a few channels beyond the last vector are worth products of their own (tail.h)
+  // A few channels beyond the last vector are worth products of their own (tail.h), not with vectors of eight.
+  static constexpr bool kTails = V::kTransposes;
 
   static int64_t packed_size(int64_t in, const Panels<V>& panels) { return in * panels.padded(); }  // in Operands
   // [panel][input channel][output channel of the panel], padded with zeros

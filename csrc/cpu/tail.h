@@ -16,30 +16,21 @@ struct RunTap {
 template <class V>
 static int tail_channels(int64_t channels) {
   const int64_t rest = channels % V::L;
-  return channels > V::L && V::L > 4 && (rest == 2 || rest == 4) ? static_cast<int>(rest) : 0;
+  return channels > V::L && (rest == 2 || rest == 4) ? static_cast<int>(rest) : 0;
 }
 
-// Lane i is the sum of the lanes of sums[i]; always the same order of additions.
+// The same for a projection behind the sum, whose tail has kTailOutputs lanes, in use or not: 19 classes, or 1 or 2.
+constexpr int kTailOutputs = 4;
 template <class V>
-static V sum_each(V (&sums)[V::L]) {
-  if constexpr (V::kTransposes) {
-    return V::sum_each(sums);
-  } else {
-    typename V::A lanes[V::L], totals[V::L];
-    for (int i = 0; i < V::L; ++i) {
-      sums[i].store(lanes);
-      for (int half = V::L / 2; half > 0; half /= 2)
-        for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];
-      totals[i] = lanes[0];
-    }
-    return V::load(totals);
-  }
+static int projection_tail(int64_t channels) {
+  const int64_t rest = channels % V::L;
+  return rest <= kTailOutputs ? static_cast<int>(rest) : 0;
 }
 
 // T channels of V::L / T pixels that lie `step` elements apart.
 template <class V, int T, class E>
 static inline V load_pixels(const E* p, int64_t step) {
-  if constexpr (V::kTransposes && std::is_same<E, float>::value) {
+  if constexpr (std::is_same<E, float>::value) {
     return V::template load_pixels<T>(p, step);
   } else {
     typename V::A lanes[V::L];
@@ -50,7 +41,7 @@ static inline V load_pixels(const E* p, int64_t step) {
 
 template <class V, int T, class E>
 static inline void store_pixels(V x, E* p, int64_t step) {
-  if constexpr (V::kTransposes && std::is_same<E, float>::value) {
+  if constexpr (std::is_same<E, float>::value) {
     x.template store_pixels<T>(p, step);
   } else {
     typename V::A lanes[V::L];
@@ -83,7 +74,7 @@ static void tail_products(const typename V::A* x, int64_t step, int64_t pixels, 
           sums[i * T + t] = V::fma(pixel, V::load(packed + t * padded + full), sums[i * T + t]);
       }
     const int64_t left = (pixels - m) * T;
-    const V totals = sum_each(sums);
+    const V totals = V::sum_each(sums);
     left < V::L ? totals.store(z, static_cast<int>(left)) : totals.store(z);
   }
 }
