@@ -23,8 +23,11 @@ def why_not_onednn() -> str | None:
             return f"this PyTorch has no torch.ops.mkldnn.{name}"
     try:
         x, weight = torch.ones(1, 16, 8, 8), torch.ones(16, 16, 3, 3)
-        y = _convolve(x, _reorder(weight, (1, 1), (2, 2), (1, 1), 1, x.shape), None, (1, 1), (2, 2), (1, 1), 1, "relu")
-        if not torch.equal(y, F.conv2d(x, weight, stride=2, padding=1)):
+        geometry = (1, 1), (2, 2), (1, 1), 1
+        prepared, expected = _reorder(weight, *geometry, x.shape), F.conv2d(x, weight, stride=2, padding=1)
+        y = _convolve(x, prepared, None, *geometry, "relu")
+        z = _convolve_add_relu(x, -2 * expected, prepared, None, *geometry)
+        if not torch.equal(y, expected) or z.any():
             return "torch.ops.mkldnn._convolution_pointwise computes something else than conv2d"
     except Exception as error:  # a changed schema, an unsupported processor: conv2d always works
         return f"torch.ops.mkldnn cannot be called as in PyTorch 2.11 to 2.13 ({error})"
@@ -50,10 +53,16 @@ def _convolve(x, weight, bias, padding, stride, dilation, groups, attribute) -> 
     return op(x, weight, bias, padding, stride, dilation, groups, attribute, [], "")
 
 
+def _convolve_add_relu(x, other, weight, bias, padding, stride, dilation, groups) -> Tensor:
+    op = torch.ops.mkldnn._convolution_pointwise.binary
+    return op(x, other, weight, bias, padding, stride, dilation, groups, "add", 1.0, "relu", [], "")
+
+
 def _register_flops() -> None:
     """Lets FlopCounterMode see the oneDNN convolution, which PyTorch itself only meets inside compiled code."""
 
-    def formula(x, weight, bias, padding, stride, dilation, groups, *args, out_shape=None, **kwargs) -> int:
+    def formula(x, *arguments, out_shape=None, **kwargs) -> int:
+        weight = arguments[1 if len(arguments) > 9 else 0]  # the overload with a summand has it first
         return conv_flop_count(x, weight, out_shape, transposed=False)
 
     # this PyTorch may have no such operator, or somebody else may have registered a formula
@@ -91,7 +100,8 @@ class FoldedConv:
         relu_from: int | None = None,
     ):
         self.weight, self.bias = weight, bias
-        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+        self.groups = groups
+        self._geometry = stride, padding, dilation, groups
         self.relu_from = relu_from
         self._prepared: dict[tuple, tuple[Tensor, Tensor | None]] = {}
 
@@ -99,12 +109,29 @@ class FoldedConv:
         if self.why_plain(x) is None:
             y = self._onednn(x)
         else:
-            y = F.conv2d(x, self.weight, self.bias, self.stride, self.padding, self.dilation, self.groups)
+            y = F.conv2d(x, self.weight, self.bias, *self._geometry)
             if self.relu_from == 0:
                 y = F.relu(y)
         if self.relu_from:
             y[:, self.relu_from :].relu_()
         return y
+
+    def add_relu(self, x: Tensor, other: Tensor) -> Tensor:  # [N, I, H, W], [N, O, H', W'] -> [N, O, H', W']
+        """relu(convolution(x) + other), without the ReLU of ``relu_from``; the sum is rounded once where oneDNN does it.
+
+        Raises:
+            RuntimeError: the shape of ``other`` is not that of the convolution's result.
+        """
+        # oneDNN itself does not look at the shape of the summand, and would read beyond it
+        fits = type(other) is Tensor and other.dtype == x.dtype and tuple(other.shape) == self._output_shape(x)
+        if fits and self.why_plain(x) is None:
+            return self._onednn(x, other)
+        return F.relu(F.conv2d(x, self.weight, self.bias, *self._geometry) + other)
+
+    def _output_shape(self, x: Tensor) -> tuple[int, ...]:
+        stride, padding, dilation, _ = self._geometry
+        sides = zip(x.shape[2:], self.weight.shape[2:], stride, padding, dilation)
+        return (x.shape[0], self.weight.shape[0], *((n + 2 * p - d * (k - 1) - 1) // s + 1 for n, k, s, p, d in sides))
 
     def why_plain(self, x: Tensor) -> str | None:
         """Why conv2d serves this input instead of oneDNN; None where oneDNN does."""
@@ -123,7 +150,7 @@ class FoldedConv:
             return "torch.backends.mkldnn.enabled is False"
         return why_not_onednn()
 
-    def _onednn(self, x: Tensor) -> Tensor:
+    def _onednn(self, x: Tensor, other: Tensor | None = None) -> Tensor:
         if torch.is_autocast_enabled("cpu"):
             x = x.to(torch.get_autocast_dtype("cpu"))
         key = (x.shape, x.dtype, torch.get_num_threads())
@@ -134,11 +161,16 @@ class FoldedConv:
                 self._prepared.pop(next(iter(self._prepared)), None)
             self._prepared[key] = prepared
         x = x.contiguous(memory_format=torch.channels_last)
-        attribute = "relu" if self.relu_from == 0 else "none"
-        return _convolve(x, *prepared, self.padding, self.stride, self.dilation, self.groups, attribute)
+        stride, padding, dilation, groups = self._geometry
+        if other is None:
+            attribute = "relu" if self.relu_from == 0 else "none"
+            return _convolve(x, *prepared, padding, stride, dilation, groups, attribute)
+        other = other.contiguous(memory_format=torch.channels_last)
+        return _convolve_add_relu(x, other, *prepared, padding, stride, dilation, groups)
 
     def _prepare(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
         with torch.inference_mode(False), torch.no_grad():
             weight = self.weight.to(x.dtype).contiguous(memory_format=torch.channels_last)
             bias = None if self.bias is None else self.bias.to(x.dtype)
-            return _reorder(weight, self.padding, self.stride, self.dilation, self.groups, x.shape), bias
+            stride, padding, dilation, groups = self._geometry
+            return _reorder(weight, padding, stride, dilation, groups, x.shape), bias

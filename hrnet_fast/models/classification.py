@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from hrnet_fast.models.configs import Config
-from hrnet_fast.models.hrnet import EXPANSION, Bottleneck, HRNet
+from hrnet_fast.models.hrnet import HRNet
+from hrnet_fast.modules.blocks import EXPANSION
 
 BOTTLENECKS = (32, 64, 128, 256)  # of the head, before their expansion by 4
 FEATURES = 2048
@@ -35,18 +36,16 @@ class ClassificationHRNet(HRNet):
     ):
         super().__init__(config, in_chans, mode, align_corners, momentum, fast)
 
-        def convolution(c_in: int, c_out: int, **geometry) -> nn.Sequential:
-            norm = nn.BatchNorm2d(c_out, momentum=momentum)
-            return nn.Sequential(nn.Conv2d(c_in, c_out, **geometry), norm, nn.ReLU())
-
+        convolution, bottleneck = self.parts.convolution, self.parts.bottleneck
         wide = [c * EXPANSION for c in BOTTLENECKS]
         self.incre_modules = nn.ModuleList(
-            nn.Sequential(Bottleneck(c_in, c, momentum)) for c_in, c in zip(config.channels(4), BOTTLENECKS)
+            nn.Sequential(bottleneck(c_in, c, momentum)) for c_in, c in zip(config.channels(4), BOTTLENECKS)
         )
         self.downsamp_modules = nn.ModuleList(
-            convolution(c_in, c_out, kernel_size=3, stride=2, padding=1) for c_in, c_out in itertools.pairwise(wide)
+            convolution(c_in, c_out, momentum, kernel_size=3, stride=2, padding=1)
+            for c_in, c_out in itertools.pairwise(wide)
         )
-        self.final_layer = convolution(wide[-1], FEATURES, kernel_size=1)
+        self.final_layer = convolution(wide[-1], FEATURES, momentum, kernel_size=1)
         self.classifier = nn.Linear(FEATURES, num_classes)
 
     def forward(self, image: Tensor) -> Tensor:

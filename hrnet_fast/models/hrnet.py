@@ -1,65 +1,38 @@
 """The HRNet backbone with the module names, and so the state-dict keys, of the official repositories."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
 from hrnet_fast.models.configs import Config
-from hrnet_fast.modules import ExchangeUnit, PlainExchangeUnit
-
-EXPANSION = 4  # of a bottleneck's output channels
-
-
-class BasicBlock(nn.Module):
-    """Two 3x3 convolutions and a shortcut (He et al. 2015)."""
-
-    def __init__(self, channels: int, momentum: float):
-        super().__init__()
-        self.conv1 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels, momentum=momentum)
-        self.relu = nn.ReLU()
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels, momentum=momentum)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
-        return self.relu(self.bn2(self.conv2(y)) + x)
+from hrnet_fast.modules import ExchangeUnit, PlainExchangeUnit, blocks
+from hrnet_fast.modules.blocks import EXPANSION
 
 
-class Bottleneck(nn.Module):
-    """1x1, 3x3 and 1x1 convolutions and a shortcut (He et al. 2015)."""
+class Parts(NamedTuple):
+    """What a network is built from, plain or fast."""
 
-    def __init__(self, in_channels: int, channels: int, momentum: float):
-        super().__init__()
-        out_channels = channels * EXPANSION
-        self.conv1 = nn.Conv2d(in_channels, channels, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels, momentum=momentum)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels, momentum=momentum)
-        self.conv3 = nn.Conv2d(channels, out_channels, 1, bias=False)
-        self.bn3 = nn.BatchNorm2d(out_channels, momentum=momentum)
-        self.relu = nn.ReLU()
-        self.downsample = None
-        if in_channels != out_channels:
-            conv = nn.Conv2d(in_channels, out_channels, 1, bias=False)
-            self.downsample = nn.Sequential(conv, nn.BatchNorm2d(out_channels, momentum=momentum))
+    basic_block: type[blocks.BasicBlock]
+    bottleneck: type[blocks.Bottleneck]
+    convolution: type[blocks.ConvNormReLU]
+    exchange_unit: type[PlainExchangeUnit]
 
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.relu(self.bn1(self.conv1(x)))
-        y = self.relu(self.bn2(self.conv2(y)))
-        y = self.bn3(self.conv3(y))
-        return self.relu(y + (x if self.downsample is None else self.downsample(x)))
+
+PLAIN = Parts(blocks.BasicBlock, blocks.Bottleneck, blocks.ConvNormReLU, PlainExchangeUnit)
+FAST = Parts(blocks.FoldedBasicBlock, blocks.FoldedBottleneck, blocks.FoldedConvNormReLU, ExchangeUnit)
 
 
 class HighResolutionModule(nn.Module):
     """Residual blocks on every stream (``branches``), then an exchange between all streams (``fuse_layers``)."""
 
-    def __init__(self, channels: list[int], blocks: int, exchange_unit: type[PlainExchangeUnit], **exchange):
+    def __init__(self, channels: list[int], count: int, parts: Parts, **exchange):
         super().__init__()
         momentum = exchange["momentum"]
         self.branches = nn.ModuleList(
-            nn.Sequential(*(BasicBlock(c, momentum) for _ in range(blocks))) for c in channels
+            nn.Sequential(*(parts.basic_block(c, momentum) for _ in range(count))) for c in channels
         )
-        self.fuse_layers = exchange_unit(channels, **exchange)
+        self.fuse_layers = parts.exchange_unit(channels, **exchange)
 
     def forward(self, streams: list[Tensor]) -> list[Tensor]:
         branched: list[Tensor] = []
@@ -76,7 +49,7 @@ class HRNet(nn.Module):
         in_chans: channels of the image.
         mode, align_corners: upsampling of the exchange units.
         momentum: of the BatchNorms; 0.01 in the official segmentation code, 0.1 in the others.
-        fast: ExchangeUnit instead of PlainExchangeUnit.
+        fast: built from the parts FAST instead of PLAIN.
         multi_scale_output: False: the last module of stage 4 makes the highest resolution only (HRNetV1).
     """
 
@@ -98,20 +71,21 @@ class HRNet(nn.Module):
         self.conv2 = nn.Conv2d(64, 64, 3, stride=2, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(64, momentum=momentum)
         self.relu = nn.ReLU()
+        self._folded_stem = blocks.FoldedStem() if fast else None
 
         wide = config.stem * EXPANSION
         inputs = [64] + [wide] * (config.bottlenecks - 1)
-        self.layer1 = nn.Sequential(*(Bottleneck(c, config.stem, momentum) for c in inputs))
+        self.parts = parts = FAST if fast else PLAIN
+        self.layer1 = nn.Sequential(*(parts.bottleneck(c, config.stem, momentum) for c in inputs))
 
-        unit = ExchangeUnit if fast else PlainExchangeUnit
         previous = [wide]
         for stage, modules in zip((2, 3, 4), config.modules, strict=True):
             channels = config.channels(stage)
-            self.add_module(f"transition{stage - 1}", _transition(previous, channels, momentum))
+            self.add_module(f"transition{stage - 1}", _transition(previous, channels, momentum, parts.convolution))
             exchange = {"mode": mode, "align_corners": align_corners, "momentum": momentum}
             single = () if multi_scale_output or stage < 4 else (modules - 1,)
             stack = (
-                HighResolutionModule(channels, config.blocks, unit, multi_scale_output=i not in single, **exchange)
+                HighResolutionModule(channels, config.blocks, parts, multi_scale_output=i not in single, **exchange)
                 for i in range(modules)
             )
             self.add_module(f"stage{stage}", nn.Sequential(*stack))
@@ -134,9 +108,7 @@ class HRNet(nn.Module):
 
     def streams(self, image: Tensor) -> list[Tensor]:
         """``forward`` without its checks; only the first stream without ``multi_scale_output``."""
-        x = self.relu(self.bn1(self.conv1(image)))
-        x = self.relu(self.bn2(self.conv2(x)))
-        x = self.layer1(x)
+        x = self.layer1(self._stem(image))
         y: list[Tensor] = []
         for transition in self.transition1:
             y.append(transition(x))
@@ -149,6 +121,21 @@ class HRNet(nn.Module):
         for module in self.stage4:
             y = module(y)
         return y
+
+    def _stem(self, image: Tensor) -> Tensor:
+        if torch.jit.is_scripting():
+            return self._plain_stem(image)
+        else:  # TorchScript compiles what follows a return, but not the other branch of is_scripting()
+            return self._fast_stem(image)
+
+    def _plain_stem(self, image: Tensor) -> Tensor:
+        x = self.relu(self.bn1(self.conv1(image)))
+        return self.relu(self.bn2(self.conv2(x)))
+
+    @torch.jit.unused
+    def _fast_stem(self, image: Tensor) -> Tensor:
+        plan = None if self._folded_stem is None or torch.jit.is_tracing() else self._folded_stem.plan(self)
+        return self._plain_stem(image) if plan is None else plan(image)
 
     def check_image(self, image: Tensor) -> None:
         """Raise the ValueErrors of ``forward``."""
@@ -164,17 +151,17 @@ class HRNet(nn.Module):
                                  "exactly; use a multiple of 32, or upsample='bilinear'")  # fmt: skip
 
 
-def _transition(previous: list[int], channels: list[int], momentum: float) -> nn.ModuleList:
+def _transition(
+    previous: list[int], channels: list[int], momentum: float, convolution: type[blocks.ConvNormReLU]
+) -> nn.ModuleList:
     """From the streams of one stage to those of the next: as they are, or new channels, or a new stream."""
-
-    def convolution(c_in: int, c_out: int, stride: int) -> nn.Sequential:
-        conv = nn.Conv2d(c_in, c_out, 3, stride=stride, padding=1, bias=False)
-        return nn.Sequential(conv, nn.BatchNorm2d(c_out, momentum=momentum), nn.ReLU())
-
+    geometry = {"kernel_size": 3, "padding": 1, "bias": False}
     layers: list[nn.Module] = []
     for i, c_out in enumerate(channels):
         if i >= len(previous):  # one level of nesting more, as in the official keys
-            layers.append(nn.Sequential(convolution(previous[-1], c_out, 2)))
+            layers.append(nn.Sequential(convolution(previous[-1], c_out, momentum, stride=2, **geometry)))
+        elif previous[i] == c_out:
+            layers.append(nn.Identity())
         else:
-            layers.append(nn.Identity() if previous[i] == c_out else convolution(previous[i], c_out, 1))
+            layers.append(convolution(previous[i], c_out, momentum, **geometry))
     return nn.ModuleList(layers)
