@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.exchange_forms import Fused, OfficialOrder, PaperOrder
-from hrnet_fast.bench import images, machine, network, report
+from hrnet_fast.bench import drop_in, images, machine, network, report
 from hrnet_fast.bench.contenders import (
     CHANNELS_LAST,
     COMPILED,
@@ -60,6 +60,7 @@ def all_cases(dtypes: Sequence[str] = DEFAULT_DTYPES) -> list[Case]:
         cases += [_unit(c, stage, dtype) for c in (18, 32, 48) for stage in (2, 3, 4)]
         cases += [_head(c, dtype) for c in (18, 48)]
         cases += [_model(c, h, w, dtype) for (h, w), c in itertools.product(((512, 512), (512, 1024)), (18, 32, 48))]
+        cases += [_timm(c, size, n, dtype) for c, size, n in itertools.product((18, 48), (224, 512), (1, 8))]
     return cases
 
 
@@ -193,6 +194,24 @@ def _model(c: int, h: int, w: int, dtype_name: str) -> Case:
 
     def measure(budget, compiled, progress):
         return network.measure(setup(compiled), images.load(size=(h, w)), budget=budget, name=name,
+                               description=description, progress=progress)  # fmt: skip
+
+    return Case(name, description, dtype_name, CHANNELS_LAST, prepare, measure)
+
+
+def _timm(c: int, size: int, batch: int, dtype_name: str) -> Case:
+    name = f"timm-w{c}-{size}x{size}-b{batch}-{dtype_name}"
+    description = f"timm's hrnet_w{c}, patched, {size}x{size}, batch {batch}, {dtype_name}"
+
+    def setup(compiled: bool) -> drop_in.Setup:
+        contenders = [EAGER, CHANNELS_LAST, FOLDED, *([COMPILED] if compiled else []), FAST]
+        return drop_in.Setup(f"hrnet_w{c}", DTYPES[dtype_name], batch, contenders)
+
+    def prepare():
+        return drop_in.prepare(setup(False), images.load(size=(size, size)))
+
+    def measure(budget, compiled, progress):
+        return drop_in.measure(setup(compiled), images.load(size=(size, size)), budget=budget, name=name,
                                description=description, progress=progress)  # fmt: skip
 
     return Case(name, description, dtype_name, CHANNELS_LAST, prepare, measure)

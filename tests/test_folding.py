@@ -332,3 +332,23 @@ def test_folded_conv_says_why_it_is_plain():
     assert "float64" in conv.why_plain(torch.randn(1, 5, 6, 6, dtype=torch.float64))
     with torch.backends.mkldnn.flags(enabled=False):
         assert "enabled" in conv.why_plain(torch.randn(1, 5, 6, 6))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_errors_cancel_in_every_channel(dtype):
+    """Each weight is one of its two neighbours, and the errors of a channel add up to less than one step."""
+    generator = torch.Generator().manual_seed(5)
+    weight = torch.randn(24, 40, 3, 3, generator=generator).to(dtype)
+    weight[3], weight[4, :7] = 0, 0
+    var = torch.rand(24, generator=generator) + 0.5
+    zeros = torch.zeros(24)
+    folded, _ = fold(weight, None, zeros, var, None, None, 1e-5)
+    exact = weight.double() * (var.double() + 1e-5).rsqrt().reshape(-1, 1, 1, 1)
+    error, nearest = (folded.double() - exact).flatten(1), (exact.to(dtype).double() - exact).flatten(1)
+    step = torch.finfo(dtype).eps * exact.abs().flatten(1)
+    assert (error.abs() <= step * 1.001).all()
+    assert (error.sum(1).abs() <= step.amax(1)).all()
+    assert error.sum(1).abs().mean() < 0.1 * nearest.sum(1).abs().mean()
+    assert error.norm() < 1.05 * nearest.norm()
+    assert not folded[3].any()
+    assert not folded[4, :7].any()

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hrnet_fast import backends
-from hrnet_fast.bench import BadInput, images, machine, network, report
+from hrnet_fast.bench import BadInput, drop_in, images, machine, network, report
 from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, EAGER, FAST, FAST_COMPILED, FOLDED
 from hrnet_fast.cli.verify import forced_backend
 from hrnet_fast.models import configs
@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``bench``; the defaults take about two minutes on two cores."""
     add = parser.add_argument
     add("--model", default="hrnet_w48", metavar="NAME", help="default: hrnet_w48")
+    add("--timm", default=None, metavar="NAME", help="instead: timm's network of that name, patched, at 224x224")
     add("--task", default="segmentation", choices=TASKS, help="default: segmentation")
     add("--image", default=None, metavar="FILE", help="default: a photograph that scikit-learn brings along, 427x640")
     add("--size", default=None, metavar="HxW", help="resize the image to this many pixels (default: its own size)")
@@ -40,7 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measures, prints the table, writes what was asked for. 1 where the outputs do not agree."""
     setup, device = _setup(arguments)
-    size = None if arguments.size is None else images.parse_size(arguments.size)
+    # timm's networks classify, and take multiples of 32 only
+    size = images.parse_size(arguments.size or "224x224") if arguments.timm or arguments.size else None
     image = images.load(arguments.image, size).to(device)
     for path in (arguments.json, arguments.plot):
         _check_writable(path)
@@ -52,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
     shown.print(report.table(case, EAGER))
     for line in report.notes(case):
         shown.print(line)
-    if arguments.checkpoint is None and arguments.task == "segmentation":
+    if arguments.checkpoint is None and arguments.task == "segmentation" and arguments.timm is None:
         shown.print("random weights: the agreement is that of the computations, the classes mean nothing")
     ran_on = report.Report([case])
     shown.print(f"measured on: {machine.summary(ran_on.machine)}")
@@ -65,7 +67,7 @@ def run(arguments: argparse.Namespace) -> int:
     return 0 if case.agrees else 1
 
 
-def _setup(arguments: argparse.Namespace) -> tuple[network.Setup, torch.device]:
+def _setup(arguments: argparse.Namespace) -> tuple[network.Setup | drop_in.Setup, torch.device]:
     try:
         model, _ = configs.find(arguments.model)
     except ValueError as error:
@@ -82,9 +84,15 @@ def _setup(arguments: argparse.Namespace) -> tuple[network.Setup, torch.device]:
         reason = backends.TABLE[arguments.backend].why_not(None)
         if reason is not None:
             raise BadInput(f"backend {arguments.backend!r} cannot run here: {reason}")
-    forms = [EAGER, CHANNELS_LAST, *([FOLDED, COMPILED, FAST_COMPILED] if arguments.compile else []), FAST]
-    setup = network.Setup(model, arguments.task, DTYPES[arguments.dtype], arguments.batch,
-                          arguments.checkpoint, forms)  # fmt: skip
+    dtype, compiled = DTYPES[arguments.dtype], [FOLDED, COMPILED] if arguments.compile else []
+    if arguments.timm is not None:
+        if arguments.checkpoint is not None:
+            raise BadInput("checkpoint: --timm measures random weights only")
+        contenders = [EAGER, CHANNELS_LAST, *compiled, FAST]
+        setup = drop_in.Setup(arguments.timm, dtype, arguments.batch, contenders)
+    else:
+        contenders = [EAGER, CHANNELS_LAST, *compiled, *([FAST_COMPILED] if compiled else []), FAST]
+        setup = network.Setup(model, arguments.task, dtype, arguments.batch, arguments.checkpoint, contenders)
     return setup, _device(arguments.device)
 
 
@@ -111,17 +119,20 @@ def _check_writable(path: str | None) -> None:
         raise BadInput(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def _measure(setup: network.Setup, image: torch.Tensor, arguments: argparse.Namespace) -> report.Case:
+def _measure(setup: network.Setup | drop_in.Setup, image: torch.Tensor, arguments: argparse.Namespace) -> report.Case:
     dtype = str(setup.dtype).removeprefix("torch.")
     height, width = image.shape[2:]
-    description = f"{arguments.task}, {height}x{width}, batch {setup.batch}, {dtype}"
+    module, name, task = (network, setup.model, arguments.task) if arguments.timm is None else (
+        drop_in, arguments.timm, "patched")  # fmt: skip
+    description = f"{task}, {height}x{width}, batch {setup.batch}, {dtype}"
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("creating the network", total=1.0)
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        row = progress.add_task("creating the network", total=1.0)
         with forced_backend(arguments.backend):
-            return network.measure(
-                setup, image, budget=arguments.budget, name=setup.model, description=description,
-                progress=lambda doing, done: progress.update(task, description=doing, completed=done),
+            return module.measure(
+                setup, image, budget=arguments.budget, name=name, description=description,
+                progress=lambda doing, done: progress.update(row, description=doing, completed=done),
             )  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from hrnet_fast.patching.adapters import ADAPTERS
 from hrnet_fast.patching.report import PatchReport, Row
-from hrnet_fast.patching.swap import Patched, apply, restore
+from hrnet_fast.patching.swap import Adapter, Patched, apply, restore
 
 __all__ = ["PatchReport", "Row", "patch", "unpatch"]
 
@@ -17,7 +17,7 @@ def patch(model: nn.Module) -> PatchReport:
     """Make the exchange units, heads and feature pyramids of someone else's HRNet fast, in place.
 
     Found by their structure, whatever their classes are called: exchange units of timm, of the official repositories, of
-    OpenMMLab and of simple-HRNet; official HRNetV2 networks with their head; mmseg's FCN head with ``resize_concat``; and
+    OpenMMLab and of simple-HRNet, and in a model that has such units its residual blocks; official HRNetV2 networks with their head; mmseg's FCN head with ``resize_concat``; and
     HRFPN. Each is tried on a small random input beside its original, and left alone where the two do not agree. The
     modules, parameters, state-dict keys and hooks stay the same objects; what changes is the class of the patched
     modules, to a subclass of their own with another ``forward``. Training, ``deepcopy``, pickling, ``.to()``,
@@ -43,11 +43,13 @@ def patch(model: nn.Module) -> PatchReport:
     if reason is not None:
         raise ValueError(f"model: {reason}")
     places = _places(model)
+    hrnet = any(hasattr(module, "fuse_layers") for _, module in places)  # other networks have residual blocks, too
+    adapters = [adapter for adapter in ADAPTERS if hrnet or adapter.kind != "residual block"]
     first: dict[nn.Module, str] = {}
     for name, module in places:
         first.setdefault(module, name)
     # inner modules first: a network is tried with what its parts have become
-    found = {module: list(_visit(name, module)) for module, name in reversed(first.items())}
+    found = {module: list(_visit(name, module, adapters)) for module, name in reversed(first.items())}
     return PatchReport([
         row if name == first[module] else replace(row, name=name, detail=f"the same module as {first[module]}")
         for name, module in places for row in found[module]
@@ -73,12 +75,12 @@ def _places(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return places
 
 
-def _visit(name: str, module: nn.Module) -> Iterator[Row]:
+def _visit(name: str, module: nn.Module, adapters: list[Adapter]) -> Iterator[Row]:
     reason = _why_closed(module)
     if reason is not None:
         yield Row(name, type(module).__name__, False, reason)
         return
-    for adapter in ADAPTERS:
+    for adapter in adapters:
         if adapter.is_candidate(module):
             done, detail = apply(module, adapter)
             yield Row(name, adapter.kind, done, detail)

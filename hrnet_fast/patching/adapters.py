@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from hrnet_fast.folding import FoldCache, has_hooks
 from hrnet_fast.modules.exchange_plan import current_plan, exchange_streams, is_upsampling, why_not_down, why_not_up
-from hrnet_fast.patching import heads
+from hrnet_fast.patching import blocks, heads
 from hrnet_fast.patching.swap import Adapter, register
 
 
@@ -181,4 +181,6 @@ ADAPTERS = register(
             lambda m: [None], heads.fcn_example, heads.fcn_forward, _describe_head),
     Adapter("HRFPN", lambda m: hasattr(m, "reduction_conv"), heads.why_not_hrfpn, lambda m: [None],
             heads.hrfpn_example, heads.hrfpn_forward, _describe_head),
+    Adapter("residual block", blocks.is_block, blocks.why_not_block, lambda m: [None], blocks.block_example,
+            blocks.block_forward, lambda m, settings: "BatchNorm, ReLU and the sum in the convolutions"),
 )  # fmt: skip

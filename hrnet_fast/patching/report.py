@@ -37,12 +37,22 @@ class PatchReport:
         return f"nothing was patched, {len(self.left_alone)} modules left alone; looked for {LOOKED_FOR}"
 
     def __str__(self) -> str:
-        width = max((len(row.name) for row in self.rows), default=0)
+        groups = self.groups()
+        width = max((len(names) for names, _ in groups), default=0)
         lines = [
-            f"{row.name or '(model)':{width}}  {row.kind}: {'' if row.patched else 'left alone: '}{row.detail}"
-            for row in self.rows
+            f"{names:{width}}  {row.kind}: {'' if row.patched else 'left alone: '}{row.detail}" for names, row in groups
         ]
         return "\n".join([*lines, self.summary])
+
+    def groups(self) -> list[tuple[str, Row]]:
+        """Modules with the same fate together: their names in short, and one of their rows."""
+        found: dict[tuple, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault((row.kind, row.patched, row.detail), []).append(row)
+        return [
+            ((rows[0].name or "(model)") + (f" and {len(rows) - 1} more" if len(rows) > 1 else ""), rows[0])
+            for rows in found.values()
+        ]
 
 
 LOOKED_FOR = (

@@ -1,0 +1,55 @@
+"""Residual blocks, as the official code, timm and OpenMMLab write them: between the exchanges all time goes there."""
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from hrnet_fast.folding import FoldCache, has_hooks, why_not_foldable
+from hrnet_fast.modules.blocks import Pair, current_chain
+
+
+def is_block(module: nn.Module) -> bool:
+    """Whether it has the attributes of a BasicBlock or Bottleneck."""
+    return all(hasattr(module, name) for name in ("conv1", "bn1", "conv2", "bn2", "downsample"))
+
+
+def why_not_block(module: nn.Module) -> str | None:
+    """Why a block is more, or less, than convolutions with norms, ReLUs and a shortcut."""
+    pairs, shortcut = _pairs(module), _shortcut(module)
+    known = [m for pair in pairs for m in pair] + [m for m in (module.downsample,) if m is not None]
+    extra = [type(m).__name__ for m in module.children()
+             if all(m is not k for k in known) and type(m) not in (nn.ReLU, nn.Identity)]  # fmt: skip
+    if extra:
+        return f"it has a {extra[0]} inside, which the residual blocks of HRNet have not"
+    if len(pairs) not in (2, 3) or (module.downsample is not None and shortcut is None):
+        return "it is not two or three convolutions with a norm each, and at most one on the shortcut"
+    for pair in [*pairs, *([shortcut] if shortcut else [])]:
+        reason = why_not_foldable(*pair)
+        if reason is not None:
+            return reason
+    inner = [m for m in module.modules() if m is not module]
+    return "hooks inside of the block would no longer be called" if has_hooks(inner) else None
+
+
+def _pairs(module: nn.Module) -> list[Pair]:
+    names = [(f"conv{k}", f"bn{k}") for k in (1, 2, 3) if getattr(module, f"conv{k}", None) is not None]
+    return [(getattr(module, conv), getattr(module, norm, None)) for conv, norm in names]
+
+
+def _shortcut(module: nn.Module) -> Pair | None:
+    layers = [] if module.downsample is None else list(module.downsample.children())
+    return tuple(layers) if isinstance(module.downsample, nn.Sequential) and len(layers) == 2 else None
+
+
+def block_example(module: nn.Module, random: Callable[..., Tensor]) -> tuple[dict[str, nn.Module], tuple]:
+    """A small feature map."""
+    return {}, (random(2, module.conv1.in_channels, 6, 5),)
+
+
+def block_forward(module: nn.Module, plain: Callable, settings: Any, folds: FoldCache, x: Tensor) -> Tensor:
+    """[N, C, H, W] to [N, C', H', W']."""
+    if module.training or (folds.get(module) is None and why_not_block(module) is not None):
+        return plain(module, x)
+    plan = current_chain(module, folds, _pairs(module), True, _shortcut(module))
+    return plain(module, x) if plan is None else plan(x)
