@@ -5,12 +5,13 @@ import fnmatch
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks import training
+from benchmarks.common import DTYPES, SEED, Case, randomize, streams
 from benchmarks.exchange_forms import Fused, OfficialOrder, PaperOrder
 from hrnet_fast.bench import drop_in, images, machine, network, report
 from hrnet_fast.bench.contenders import (
@@ -28,26 +29,9 @@ from hrnet_fast.bench.harness import Contender, Prepared, compare
 from hrnet_fast.modules import ExchangeUnit, PlainExchangeUnit, PlainSegmentationHead, SegmentationHead
 from hrnet_fast.tolerances import OPERATOR
 
-SEED = 2
 CLASSES = 19  # Cityscapes
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEFAULT_DTYPES = ("float32", "bfloat16")
 PAPER = "eager, paper's order"
-
-
-@dataclass(frozen=True)
-class Case:
-    """One thing to measure.
-
-    ``measure(budget, compiled, progress)`` returns its record; ``prepare()`` what it is made of, without torch.compile.
-    """
-
-    name: str
-    description: str
-    dtype: str
-    baseline: str
-    prepare: Callable[[], Prepared]
-    measure: Callable[[float, bool, Callable | None], report.Case]
 
 
 def all_cases(dtypes: Sequence[str] = DEFAULT_DTYPES) -> list[Case]:
@@ -59,22 +43,17 @@ def all_cases(dtypes: Sequence[str] = DEFAULT_DTYPES) -> list[Case]:
         cases += [_exchange("order", c, 128, 128, dtype) for c in (18, 48)]
         cases += [_unit(c, stage, dtype) for c in (18, 32, 48) for stage in (2, 3, 4)]
         cases += [_head(c, dtype) for c in (18, 48)]
+        cases += [training.backward(c, dtype) for c in (18, 48)]
         cases += [_model(c, h, w, dtype) for (h, w), c in itertools.product(((512, 512), (512, 1024)), (18, 32, 48))]
         cases += [_timm(c, size, n, dtype) for c, size, n in itertools.product((18, 48), (224, 512), (1, 8))]
+    # In half precision even the plain unit's gradients are far off: the batch's statistics and the ReLUs multiply errors.
+    cases += [training.unit(c) for c in (18, 48)] if "float32" in dtypes else []
     return cases
 
 
 def select(patterns: Sequence[str], dtypes: Sequence[str] = DEFAULT_DTYPES) -> list[Case]:
     """The cases whose names match one of the patterns (as in a shell: ``exchange-*``)."""
     return [case for case in all_cases(dtypes) if any(fnmatch.fnmatchcase(case.name, pattern) for pattern in patterns)]
-
-
-def streams(c: int, count: int, height: int, width: int, dtype: torch.dtype) -> list[Tensor]:
-    """What ``count`` parallel streams hand to an exchange: [1, c * 2^j, height / 2^j, width / 2^j], channels_last."""
-    generator = torch.Generator().manual_seed(SEED)
-    # behind a ReLU, as in the network
-    made = [torch.randn(1, c << j, height >> j, width >> j, generator=generator).relu() for j in range(count)]
-    return channels_last([x.to(dtype) for x in made])
 
 
 def _exchange(kind: str, c: int, h: int, w: int, dtype_name: str) -> Case:
@@ -118,7 +97,7 @@ def _head(c: int, dtype_name: str) -> Case:
 
 def _forms(plain: nn.Module, fast: nn.Module, inputs: list[Tensor]):
     """A module of the network as people run it, with BatchNorm folded, and ours, all from the same weights."""
-    plain = _randomize(plain.eval())
+    plain = randomize(plain.eval())
     fast.load_state_dict(plain.state_dict())
     dtype = inputs[0].dtype
     modules = {
@@ -127,24 +106,6 @@ def _forms(plain: nn.Module, fast: nn.Module, inputs: list[Tensor]):
         FAST: fast.to(dtype),
     }
     return modules, plain, inputs
-
-
-def _randomize(module: nn.Module) -> nn.Module:
-    """Weights that keep activations of order 1, and BatchNorms whose folding changes every number."""
-    generator = torch.Generator().manual_seed(SEED)
-
-    def fill(tensor: Tensor, mean: float, deviation: float) -> None:
-        tensor.copy_(torch.randn(tensor.shape, generator=generator) * deviation + mean)
-
-    with torch.no_grad():
-        for layer in module.modules():
-            if isinstance(layer, nn.Conv2d):
-                fill(layer.weight, 0.0, layer.weight[0].numel() ** -0.5)
-            elif isinstance(layer, nn.BatchNorm2d):
-                for tensor, mean in ((layer.weight, 1.0), (layer.bias, 0.0), (layer.running_mean, 0.0)):
-                    fill(tensor, mean, 0.2)
-                layer.running_var.copy_(torch.rand(layer.running_var.shape, generator=generator) + 0.5)
-    return module
 
 
 def _module_case(name: str, description: str, dtype: str, baseline: str, build: Callable) -> Case:

@@ -49,6 +49,8 @@ GOALS = (
     Goal("head-*", FOLDED, 5.0),
     Goal("head-*", COMPILED, 3.0),
     Goal("model-w48-512x512-float32", CHANNELS_LAST, 1.15),
+    Goal("backward-*", CHANNELS_LAST, 3.0),
+    Goal("training-unit-*", CHANNELS_LAST, 1.3),
     # never slower than eager or torch.compile on any case of the suite
     *(Goal("*", contender, 1.0) for contender in (EAGER, CHANNELS_LAST, FOLDED, COMPILED)),
     # whole networks: compiled against compiled

@@ -113,6 +113,46 @@ Tensor exchange_cpu(std::vector<Tensor> inputs, std::vector<Tensor> weights, int
   return out;
 }
 
+// The gradients of inputs without weights, one for each (height, width) in `sizes`, and with `same` that of inputs of
+// the output's own size behind them.
+std::vector<Tensor> exchange_backward_cpu(Tensor grad, std::optional<Tensor> output, std::vector<int64_t> sizes,
+                                          std::string mode, bool align_corners, bool same) {
+  STD_TORCH_CHECK(grad.dim() == 4, "exchange_backward: expected a gradient [N, C, H, W]");
+  STD_TORCH_CHECK(sizes.size() % 2 == 0 && sizes.size() <= 2 * kMaxInputs, "exchange_backward: expected at most ",
+                  kMaxInputs, " pairs of sizes, got ", sizes.size(), " numbers");
+  BackwardProblem q;
+  q.dtype = dtype_of(grad);
+  q.mode = mode_of(mode, align_corners);
+  q.n = grad.size(0), q.c = grad.size(1), q.h = grad.size(2), q.w = grad.size(3);
+  q.channels_last = is_channels_last(grad);
+  const Tensor like = empty_output(grad, q.n, q.c, q.h, q.w, q.channels_last);
+  const auto dense = [&](const Tensor& x) {
+    for (int64_t d = 0; d < 4; ++d)
+      if (x.size(d) != like.size(d) || (x.size(d) > 1 && x.stride(d) != like.stride(d))) return false;
+    return dtype_of(x) == q.dtype;
+  };
+  STD_TORCH_CHECK(dense(grad) && (!output || dense(*output)),
+                  "exchange_backward: gradient and output must be dense, of one shape, layout and dtype");
+  std::vector<Tensor> results;
+  for (size_t j = 0; 2 * j < sizes.size(); ++j) {
+    const int64_t h = sizes[2 * j], w = sizes[2 * j + 1];
+    STD_TORCH_CHECK(h >= 1 && h <= q.h && w >= 1 && w <= q.w, "exchange_backward: ", h, " x ", w,
+                    " is empty or larger than ", q.h, " x ", q.w);
+    results.push_back(empty_output(grad, q.n, q.c, h, w, q.channels_last));
+    q.low[q.count++] = {results.back().mutable_data_ptr(), h, w};
+  }
+  q.grad = grad.const_data_ptr();
+  if (output) q.output = output->const_data_ptr();
+  if (same) {
+    STD_TORCH_CHECK(output,
+                    "exchange_backward: without a ReLU the gradient of same-size inputs is the gradient itself");
+    results.push_back(like);
+    q.same = like.mutable_data_ptr();
+  }
+  if (grad.numel() > 0) run_backward(q);
+  return results;
+}
+
 }  // namespace
 }  // namespace hrnet_fast
 
@@ -120,9 +160,14 @@ Tensor exchange_cpu(std::vector<Tensor> inputs, std::vector<Tensor> weights, int
   "(Tensor[] inputs, Tensor[] weights, int weighted, Tensor? bias, Tensor? projection, Tensor? projection_bias, " \
   "SymInt height, SymInt width, str mode, bool align_corners, bool relu, bool allow_tf32) -> Tensor"
 
+#define HRNET_FAST_BACKWARD_SCHEMA \
+  "(Tensor grad, Tensor? output, SymInt[] sizes, str mode, bool align_corners, bool same) -> Tensor[]"
+
 STABLE_TORCH_LIBRARY(hrnet_fast, m) {
   m.def("exchange" HRNET_FAST_SCHEMA);
   m.def("exchange_fwd" HRNET_FAST_SCHEMA);
+  m.def("exchange_backward" HRNET_FAST_BACKWARD_SCHEMA);
+  m.def("exchange_backward_fwd" HRNET_FAST_BACKWARD_SCHEMA);
   m.def("cpu_capability() -> str");
   m.def("cpu_capabilities() -> str");
 }
@@ -130,6 +175,8 @@ STABLE_TORCH_LIBRARY(hrnet_fast, m) {
 STABLE_TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
   m.impl("exchange", TORCH_BOX(hrnet_fast::exchange_cpu));
   m.impl("exchange_fwd", TORCH_BOX(hrnet_fast::exchange_cpu));
+  m.impl("exchange_backward", TORCH_BOX(hrnet_fast::exchange_backward_cpu));
+  m.impl("exchange_backward_fwd", TORCH_BOX(hrnet_fast::exchange_backward_cpu));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hrnet_fast, CompositeExplicitAutograd, m) {

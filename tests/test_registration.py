@@ -43,6 +43,9 @@ def test_one_schema():
     """The compiled extension and the fallback without it define the very same operators."""
     for name, op in OPS.items():
         assert str(op._schema) == f"hrnet_fast::{name}{library.SCHEMA}"
+    for name in library.BACKWARD_OPERATORS:
+        op = getattr(torch.ops.hrnet_fast, name).default
+        assert str(op._schema) == f"hrnet_fast::{name}{library.BACKWARD_SCHEMA}"
 
 
 @pytest.mark.parametrize("layout", ["channels_last", "contiguous"])

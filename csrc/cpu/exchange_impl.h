@@ -6,3 +6,4 @@
 #include "tail.h"
 #include "channels_last.h"
 #include "planar.h"
+#include "backward.h"

@@ -25,4 +25,14 @@ void exchange_portable(const Problem& q) {
   }
 }
 
+void backward_portable(const BackwardProblem& q) {
+  using F = portable::VecGeneric<float, 4>;
+  switch (q.dtype) {
+    case DType::kFloat32: return portable::Backward<F, float>::run(q);
+    case DType::kBFloat16: return portable::Backward<F, BFloat16>::run(q);
+    case DType::kFloat16: return portable::Backward<F, Float16>::run(q);
+    case DType::kFloat64: return portable::Backward<portable::VecGeneric<double, 2>, double>::run(q);
+  }
+}
+
 }  // namespace hrnet_fast

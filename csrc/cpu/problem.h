@@ -44,6 +44,22 @@ struct Problem {
   DType dtype = DType::kFloat32;
 };
 
+// The gradient of the exchange's inputs without weights. All tensors are dense and in one layout.
+struct BackwardProblem {
+  const void* grad = nullptr;  // of the output [n, c, h, w]
+  const void* output = nullptr;  // as the ReLU left it; null: there was no ReLU
+  void* same = nullptr;  // gets the gradient of same-size inputs: grad, masked; null: not wanted
+  int64_t n = 0, c = 0, h = 0, w = 0;
+  struct Low {  // gets the gradient of an input [n, c, h, w]
+    void* data;
+    int64_t h, w;
+  } low[kMaxInputs];
+  int count = 0;
+  bool channels_last = false;
+  Mode mode = Mode::kBilinear;
+  DType dtype = DType::kFloat32;
+};
+
 // Defined once, outside the files for one instruction set.
 using Body = void (*)(int64_t begin, int64_t end, void* context);
 void parallel_for(int64_t count, int64_t grain, Body body, void* context);  // torch's thread pool
@@ -57,5 +73,8 @@ void exchange_avx2(const Problem& problem);
 void exchange_avx512(const Problem& problem);
 void exchange_avx512_bf16(const Problem& problem);
 void exchange_amx(const Problem& problem);
+void backward_portable(const BackwardProblem& problem);
+void backward_avx2(const BackwardProblem& problem);
+void backward_avx512(const BackwardProblem& problem);
 
 }  // namespace hrnet_fast

@@ -58,6 +58,7 @@ namespace {
 struct Level {
   const char* name;
   void (*run)(const Problem&);
+  void (*backward)(const BackwardProblem&);
   bool (*supported)();
 };
 
@@ -90,12 +91,12 @@ bool has_amx() {
 const Level levels[] = {
                           // best first
 #if defined(__x86_64__)
-    {"amx", exchange_amx, has_amx},
-    {"avx512_bf16", exchange_avx512_bf16, has_avx512_bf16},
-    {"avx512", exchange_avx512, has_avx512},
-    {"avx2", exchange_avx2, has_avx2},
+    {"amx", exchange_amx, backward_avx512, has_amx},
+    {"avx512_bf16", exchange_avx512_bf16, backward_avx512, has_avx512_bf16},
+    {"avx512", exchange_avx512, backward_avx512, has_avx512},
+    {"avx2", exchange_avx2, backward_avx2, has_avx2},
 #endif
-    {"portable", exchange_portable, [] { return true; }},
+    {"portable", exchange_portable, backward_portable, [] { return true; }},
 };
 
 const Level& level() {
@@ -120,6 +121,8 @@ const Level& level() {
 }  // namespace
 
 void run_exchange(const Problem& problem) { level().run(problem); }
+
+void run_backward(const BackwardProblem& problem) { level().backward(problem); }
 
 std::string cpu_capability() { return level().name; }
 

@@ -10,6 +10,7 @@ namespace hrnet_fast {
 // Runs on the best instruction set that this CPU has, or on that which HRNET_FAST_CPU_CAPABILITY names; throws
 // std::runtime_error where that one is unknown or missing.
 void run_exchange(const Problem& problem);
+void run_backward(const BackwardProblem& problem);
 std::string cpu_capability();    // the one that run_exchange takes
 std::string cpu_capabilities();  // all that this CPU has, best first, separated by blanks
 

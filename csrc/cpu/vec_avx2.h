@@ -57,5 +57,8 @@ struct VecAvx2 {
   static VecAvx2 fma(VecAvx2 a, VecAvx2 b, VecAvx2 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
   VecAvx2 operator+(VecAvx2 o) const { return {_mm256_add_ps(v, o.v)}; }
   VecAvx2 operator*(VecAvx2 o) const { return {_mm256_mul_ps(v, o.v)}; }
+  static VecAvx2 where_positive(VecAvx2 y, VecAvx2 g) {  // y <= 0 ? 0 : g, which lets g pass where y is NaN
+    return {_mm256_and_ps(_mm256_cmp_ps(y.v, _mm256_setzero_ps(), _CMP_NLE_UQ), g.v)};
+  }
   VecAvx2 relu() const { return {_mm256_max_ps(_mm256_setzero_ps(), v)}; }  // second operand: keeps NaN
 };

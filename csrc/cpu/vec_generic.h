@@ -71,6 +71,11 @@ struct VecGeneric {
   static VecGeneric fma(VecGeneric a, VecGeneric b, VecGeneric c) { return {a.v * b.v + c.v}; }
   VecGeneric operator+(VecGeneric o) const { return {v + o.v}; }
   VecGeneric operator*(VecGeneric o) const { return {v * o.v}; }
+  static VecGeneric where_positive(VecGeneric y, VecGeneric g) {  // y <= 0 ? 0 : g, which lets g pass where y is NaN
+    VecGeneric r;
+    for (int i = 0; i < L; ++i) r.v[i] = y.v[i] <= 0 ? A(0) : g.v[i];
+    return r;
+  }
   VecGeneric relu() const {  // keeps NaN
     VecGeneric r;
     for (int i = 0; i < L; ++i) r.v[i] = v[i] < 0 ? A(0) : v[i];

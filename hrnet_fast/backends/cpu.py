@@ -3,10 +3,9 @@
 import torch
 from torch import Tensor
 
-from hrnet_fast import library
+from hrnet_fast import derivative, library
 from hrnet_fast.call import ExchangeCall
 
-_DIFFERENTIABLE = torch.ops.hrnet_fast.exchange.default
 _FORWARD = torch.ops.hrnet_fast.exchange_fwd.default
 
 
@@ -23,5 +22,5 @@ def why_not(call: ExchangeCall | None) -> str | None:
 
 
 def run(call: ExchangeCall) -> Tensor:  # [N, C_out or C_p, H, W]
-    # The differentiable operator costs twice as much to call even where no gradient is wanted.
-    return (_DIFFERENTIABLE if call.needs_grad else _FORWARD)(*call.arguments())
+    # Recording for autograd costs as much as the call itself, even where no gradient is wanted.
+    return derivative.differentiable(call) if call.needs_grad else _FORWARD(*call.arguments())
