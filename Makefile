@@ -3,6 +3,7 @@
 #
 #   make test     the test suite                       make test ARGS="-k nearest"
 #   make bench    a network on a photograph            make bench ARGS="--dtype bfloat16"
+#   make gpu      tests and timings on a GPU           make gpu PART=op RESULTS=DIR
 #   make lint     what CI checks besides               make format  rewrites what lint complains about
 #   make wheel    dist/*.whl                           make clean   removes what was built here, not .venv
 TORCH ?= torch==2.13.0
@@ -26,13 +27,19 @@ BUILT_FROM := setup.py pyproject.toml $(shell find csrc -type f)
 CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp')
 BIN = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('scripts'))")
 
-.PHONY: test bench lint format wheel clean always
+.PHONY: test bench gpu lint format wheel clean always
 
 test: .make/package
 	$(PYTHON) -m pytest $(ARGS)
 
 bench: .make/package
 	$(PYTHON) -m hrnet_fast bench --json bench.json --plot bench.png $(ARGS)
+
+# Everything that needs a GPU, without network: the active Python must have torch, triton, ninja and pytest already.
+# PART=build|test|sanitize|op|unit|train; each stays under 9 minutes, and results are kept as they come.
+RESULTS ?= benchmarks/results/gpu
+gpu:
+	$(or $(GPU_PYTHON),$(BASE_PYTHON)) -m benchmarks.gpu $(addprefix --part ,$(PART)) --results $(RESULTS)
 
 lint: .make/tools
 	$(BIN)/ruff check .

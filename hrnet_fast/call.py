@@ -10,6 +10,10 @@ MODES = ("bilinear", "nearest")
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
+class BackendFailed(RuntimeError):
+    """A backend that had no objection to a call and could not serve it, nor will it serve another one."""
+
+
 class ExchangeCall(NamedTuple):
     """A validated exchange: ``y = act(bias + sum_j up_size(W_j x_j))``, then, if asked for, a 1x1 projection of y."""
 

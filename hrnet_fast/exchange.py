@@ -55,7 +55,21 @@ def exchange(
         RuntimeError: a backend was named that cannot serve the call; the message says why.
     """
     call = _validate(inputs, weights, bias, size, mode, align_corners, activation, projection)
-    return backends.choose(call, backend).run(call)
+    return backends.run(call, backend)
+
+
+def exchange_group(rows: Sequence[tuple], mode: str = "bilinear", align_corners: bool = False) -> list[Tensor]:
+    """Several exchanges that do not depend on each other, each ended by a ReLU: an exchange unit's outputs.
+
+    Args:
+        rows: of each exchange (inputs, weights, bias, size), as ``exchange`` takes them.
+        mode: as in ``exchange``, for all of them.
+        align_corners: likewise.
+
+    Returns:
+        As many results of ``exchange``. On GPUs they come from one launch where possible.
+    """
+    return backends.run_all([_validate(*row, mode, align_corners, "relu", None) for row in rows])
 
 
 def _validate(inputs, weights, bias, size, mode, align_corners, activation, projection) -> ExchangeCall:

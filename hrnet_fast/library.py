@@ -4,6 +4,8 @@ Schemas and CPU kernels come from the compiled extension ``hrnet_fast._C``. Wher
 defined here with the reference as their implementation, so that programs that name the operators still run.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -20,6 +22,7 @@ SCHEMA = (
 BACKWARD_SCHEMA = "(Tensor grad, Tensor? output, SymInt[] sizes, str mode, bool align_corners, bool same) -> Tensor[]"
 BACKWARD_OPERATORS = ("exchange_backward", "exchange_backward_fwd")
 OPERATORS = ("exchange", "exchange_fwd")  # the same function; only the first carries a derivative
+GPU_OPERATORS = ("exchange_triton",)  # the same function by one backend, for those who name it
 
 extension_error: str | None = None  # why the compiled CPU kernels are not there
 try:
@@ -81,10 +84,17 @@ def _fake_backward(grad, output, sizes, mode, align_corners, same) -> list[Tenso
     return [grad.new_empty((*grad.shape[:2], *size)).contiguous(memory_format=layout) for size in shapes]
 
 
-for _name in OPERATORS:
-    torch.library.register_fake(f"hrnet_fast::{_name}", _fake)
-    for _device in ("cpu", "cuda"):
-        _registrations.impl(_name, _autocast_kernel(_name, _device), f"Autocast{_device.upper()}")
+def _complete(name: str) -> None:
+    """Fake and autocast of an operator with the schema of the exchange; its kernels come from elsewhere."""
+    torch.library.register_fake(f"hrnet_fast::{name}", _fake)
+    for device in ("cpu", "cuda"):
+        _registrations.impl(name, _autocast_kernel(name, device), f"Autocast{device.upper()}")
+
+
+for _name in GPU_OPERATORS:
+    _registrations.define(_name + SCHEMA)
+for _name in (*OPERATORS, *GPU_OPERATORS):
+    _complete(_name)
 torch.library.register_autograd("hrnet_fast::exchange", derivative.backward, setup_context=derivative.save)
 for _name in BACKWARD_OPERATORS:
     _registrations.impl(_name, derivative.exchange_backward, "CompositeExplicitAutograd")  # where there is no kernel
@@ -95,8 +105,13 @@ torch.library.register_autograd(
 
 
 def _register_flops(flop_counter) -> None:
-    for name in OPERATORS:
+    for name in (*OPERATORS, *GPU_OPERATORS):
         flop_counter.register_flop_formula(getattr(torch.ops.hrnet_fast, name))(_flops)
+
+
+def implement(name: str, kernel: Callable) -> None:
+    """Registers the kernel of an operator for CUDA tensors."""
+    _registrations.impl(name, kernel, "CUDA")
 
 
 # torch's counter imports triton on CUDA builds: 100 ms and more that only those who count should pay

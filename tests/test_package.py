@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     "hrnet_fast.call", "hrnet_fast.tolerances", "hrnet_fast.on_import", "hrnet_fast._C", "hrnet_fast.backends.reference", "hrnet_fast.derivative",
     "hrnet_fast.library",
-    "hrnet_fast.backends.cpu", "hrnet_fast.backends", "hrnet_fast.exchange", "hrnet_fast", "hrnet_fast.convolution",
+    "hrnet_fast.kernels", "hrnet_fast.backends.preferences", "hrnet_fast.backends.cpu", "hrnet_fast.backends.triton",
+    "hrnet_fast.backends", "hrnet_fast.exchange", "hrnet_fast", "hrnet_fast.convolution",
     "hrnet_fast.folding", "hrnet_fast.modules", "hrnet_fast.models", "hrnet_fast.patching", "hrnet_fast.bench",
     "hrnet_fast.cli", "hrnet_fast.__main__", "benchmarks",
 )  # fmt: skip
@@ -61,9 +62,10 @@ def _source(package: str, name: str) -> str:
 
 
 def sources():
-    for folder in ("hrnet_fast", "benchmarks"):
+    for folder in ("hrnet_fast", "benchmarks", "kernels"):  # a link that is not followed: kernels
         for path in sorted((ROOT / folder).rglob("*.py")):
-            yield path, ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            module = ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+            yield path, f"hrnet_fast.{module}" if folder == "kernels" else module
 
 
 def test_imports_only_go_down():

@@ -1,17 +1,21 @@
-"""The ordered table of backends, and the choice among them.
+"""The table of backends, and the choice among them.
 
 Each backend is a module with two functions: ``why_not(call) -> str | None`` says why it cannot serve a call (None: it
-can; ``why_not(None)`` asks about the machine alone), and ``run(call) -> Tensor`` serves it.
+can; ``why_not(None)`` asks about the machine alone), and ``run(call) -> Tensor`` serves it. Which of them "auto" asks
+first is in ``preferences``.
 """
 
 import os
 from types import ModuleType
 
-from hrnet_fast.backends import cpu, reference
-from hrnet_fast.call import ExchangeCall
+import torch
+from torch import Tensor
 
-# First come, first served: "auto" takes the first that has no objection.
-TABLE: dict[str, ModuleType] = {"cpu": cpu, "reference": reference}
+from hrnet_fast import derivative, library
+from hrnet_fast.backends import cpu, preferences, reference, triton
+from hrnet_fast.call import BackendFailed, ExchangeCall
+
+TABLE: dict[str, ModuleType] = {"triton": triton, "cpu": cpu, "reference": reference}
 
 
 def choose(call: ExchangeCall, name: str = "auto") -> ModuleType:
@@ -25,12 +29,55 @@ def choose(call: ExchangeCall, name: str = "auto") -> ModuleType:
     if name == "auto":
         name, argument = os.environ.get("HRNET_FAST_BACKEND") or "auto", "HRNET_FAST_BACKEND"
     if name == "auto":
-        for module in TABLE.values():
-            if module.why_not(call) is None:
-                return module
+        x = call.inputs[0]
+        for candidate in preferences.order(call, torch.cuda.get_device_capability(x.device) if x.is_cuda else None):
+            if TABLE[candidate].why_not(call) is None:
+                return TABLE[candidate]
     if name not in TABLE:
         raise ValueError(f"{argument}: expected 'auto' or one of {', '.join(map(repr, TABLE))}, got {name!r}")
     reason = TABLE[name].why_not(call)
     if reason is not None:
         raise RuntimeError(f"backend {name!r} cannot serve this call: {reason}")
     return TABLE[name]
+
+
+def run(call: ExchangeCall, name: str = "auto") -> Tensor:  # [N, C_out or C_p, H, W]
+    """Serves ``call``. A backend of "auto" that turns out not to work here makes room for the next.
+
+    Raises:
+        ValueError: ``name`` is not in the table.
+        RuntimeError: the named backend cannot serve the call.
+    """
+    if name == "auto" and call.inputs[0].is_cuda and torch.compiler.is_compiling():
+        # a graph keeps the operator, which chooses when it runs: what the machine has cannot be traced
+        return (
+            derivative.differentiable(call) if call.needs_grad else torch.ops.hrnet_fast.exchange_fwd(*call.arguments())
+        )
+    while True:
+        backend = choose(call, name)
+        try:
+            return backend.run(call)
+        except BackendFailed:
+            if name != "auto" or os.environ.get("HRNET_FAST_BACKEND"):
+                raise
+
+
+def run_all(calls: list[ExchangeCall]) -> list[Tensor]:
+    """Serves calls that do not depend on each other, in one launch where a backend can."""
+    backend = TABLE["triton"]
+    on_gpu = bool(calls) and calls[0].inputs[0].is_cuda and not torch.compiler.is_compiling()
+    if on_gpu and all(choose(call) is backend for call in calls) and backend.why_not_together(calls) is None:
+        try:
+            return backend.run_together(calls)
+        except BackendFailed:
+            pass  # the calls one by one find the next backend
+    return [run(call) for call in calls]
+
+
+def _on_gpu(*arguments) -> Tensor:
+    """The operator on CUDA tensors, as graphs and autograd call it."""
+    return run(ExchangeCall.from_arguments(*arguments))
+
+
+for _name in library.OPERATORS:
+    library.implement(_name, _on_gpu)

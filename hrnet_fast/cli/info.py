@@ -33,7 +33,8 @@ def run(arguments: argparse.Namespace) -> int:
     for name, module in backends.TABLE.items():
         reason = module.why_not(None)
         table.add_row(name, "[green]runs[/green]" if reason is None else f"[yellow]cannot run[/yellow]: {reason}")
-    console.print('backends, in the order in which "auto" asks them', table, sep="\n")
+    console.print('backends, those for CPUs in the order in which "auto" asks them', table, sep="\n")
+    console.print('what "auto" asks on NVIDIA GPUs', _preferences(), sep="\n")
     forced = os.environ.get("HRNET_FAST_BACKEND")
     if forced:
         console.print(f'HRNET_FAST_BACKEND={forced} stands in for "auto"')
@@ -42,6 +43,18 @@ def run(arguments: argparse.Namespace) -> int:
             f"{CAPABILITY_VARIABLE}={'|'.join(CAPABILITIES)} makes the CPU kernel use another instruction set"
         )
     return 0
+
+
+def _preferences() -> Table:
+    table = Table()
+    for column in ("compute capability", "kind of exchange", "backends in turn", "measured on"):
+        table.add_column(column)
+    for row in backends.preferences.GPU:
+        major, minor = row.capability
+        table.add_row(
+            f"{major}.{minor} and newer", row.kind, ", ".join(row.backends), row.measured or "not yet measured"
+        )
+    return table
 
 
 def _facts(facts: dict) -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""The fast computation of an exchange unit, whoever built it: BatchNorm folded where it can be, one ``exchange`` each.
+"""The fast computation of an exchange unit, whoever built it: BatchNorm folded where it can be, one exchange each.
 
 A unit is given as its rows, as in the attribute ``fuse_layers`` of the official code: an nn.ModuleList of outputs I, each
 an nn.ModuleList of paths J from the streams. Up paths (J > I) are nn.Sequential(1x1 convolution, norm[, upsampling]),
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hrnet_fast.convolution import FoldedConv
-from hrnet_fast.exchange import exchange
+from hrnet_fast.exchange import exchange_group
 from hrnet_fast.folding import FoldCache, fold_modules, has_hooks, why_not_fold, why_not_foldable
 
 
@@ -93,11 +93,8 @@ def exchange_streams(
         for i, (up, bias) in enumerate(plan.up):
             weights[i], biases[i] = [None] * len(inputs[i]) + up, bias
             inputs[i] += streams[i + 1 :]
-    return [
-        exchange(inputs[i], weights[i], biases[i], size=tuple(streams[i].shape[2:]), mode=mode,
-                 align_corners=align_corners)
-        for i in range(len(rows))
-    ]  # fmt: skip
+    group = [(inputs[i], weights[i], biases[i], tuple(streams[i].shape[2:])) for i in range(len(rows))]
+    return exchange_group(group, mode, align_corners)
 
 
 def _unfolded(row: nn.ModuleList, i: int, streams: list[Tensor]) -> list[Tensor]:

@@ -1,0 +1,51 @@
+"""Which backend serves a call by default: for tensors on GPUs by architecture and kind of exchange, one table.
+
+``measured`` names the GPU and the file of results that a row follows from. None: nobody has measured it; the order is
+then that of the counts of bytes and launches.
+"""
+
+from typing import NamedTuple
+
+from hrnet_fast.call import ExchangeCall
+
+CPU = ("cpu", "reference")
+
+
+class Row(NamedTuple):
+    """From this compute capability on, a kind of exchange is asked of these backends in turn."""
+
+    capability: tuple[int, int]
+    kind: str  # "weightless", "exchange" or "head"
+    backends: tuple[str, ...]
+    measured: str | None
+
+
+# The first row that fits decides.
+GPU = (
+    Row((8, 0), "weightless", ("triton", "reference"), None),
+    Row((8, 0), "exchange", ("triton", "reference"), None),
+    Row((8, 0), "head", ("triton", "reference"), None),
+)
+OTHER = ("reference",)  # devices without kernels of ours
+
+
+def kind(call: ExchangeCall) -> str:
+    """Which class of shapes a call belongs to: what its kernel would spend its time on."""
+    if call.projection is not None:
+        return "head"
+    if not any(weight is not None for weight in call.weights):
+        return "weightless"  # training, and heads without a convolution: bound by memory
+    full = (call.height, call.width)
+    whole = any(w is not None and tuple(x.shape[2:]) == full for x, w in zip(call.inputs, call.weights))
+    return "head" if whole else "exchange"
+
+
+def order(call: ExchangeCall, capability: tuple[int, int] | None = None) -> tuple[str, ...]:
+    """The names of the backends for a call, most wanted first; ``capability`` of the GPU where tensors are on one."""
+    device = call.inputs[0].device.type
+    if device == "cpu":
+        return CPU
+    if device != "cuda" or capability is None:
+        return OTHER
+    wanted = kind(call)
+    return next((row.backends for row in GPU if capability >= row.capability and row.kind == wanted), OTHER)
