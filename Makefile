@@ -24,7 +24,7 @@ SETTINGS := $(PYTHON) $(if $(filter $(VENV),$(PYTHON)),$(TORCH))
 $(shell mkdir -p .make; [ "$$(cat .make/settings 2>/dev/null)" = "$(SETTINGS)" ] || echo "$(SETTINGS)" > .make/settings)
 HAS_PACKAGE := $(shell $(PYTHON) -P -c "import importlib.metadata as m; print(m.version('hrnet_fast'))" 2>/dev/null)
 BUILT_FROM := setup.py pyproject.toml $(shell find csrc -type f)
-CXX_FILES = $(shell find csrc -name '*.h' -o -name '*.cpp')
+CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 BIN = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('scripts'))")
 
 .PHONY: test bench gpu lint format wheel clean always

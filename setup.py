@@ -1,16 +1,20 @@
 """Builds hrnet_fast and its compiled part.
 
 ``hrnet_fast._C`` holds the operators' schemas and the CPU kernels. It uses Python's limited API and LibTorch's stable
-ABI: one build serves every Python >= 3.11 and every torch >= 2.11.
+ABI: one build serves every Python >= 3.11 and every torch >= 2.11. ``hrnet_fast._C_cuda`` holds the CUDA kernels, in the
+same way. It is built where torch is a CUDA build and the toolkit is there, whether a GPU is or not.
 
 Environment:
-    HRNET_FAST_NO_EXT=1  install without the compiled part; everything then runs on the reference backend
-    HRNET_FAST_DEBUG=1   keep symbols and debug information
+    HRNET_FAST_NO_EXT=1   install without the compiled part; everything then runs on the reference backend
+    HRNET_FAST_NO_CUDA=1  leave out the CUDA kernels
+    HRNET_FAST_DEBUG=1    keep symbols and debug information
+    TORCH_CUDA_ARCH_LIST  the GPUs to compile for, such as 9.0; default: all from 7.5 on
 """
 
 import os
 import platform
 import re
+import runpy
 import shlex
 import shutil
 import sysconfig
@@ -21,6 +25,7 @@ from setuptools import setup
 ROOT = Path(__file__).parent
 TORCH_MIN = (2, 11)
 TORCH_TARGET = "0x020b000000000000"  # LibTorch's stable ABI as of TORCH_MIN
+TOOLKIT = runpy.run_path(str(ROOT / "csrc" / "cuda" / "toolkit.py"))
 DEBUG = os.environ.get("HRNET_FAST_DEBUG") == "1"
 
 HOW_TO_GO_ON = """
@@ -35,6 +40,9 @@ def extensions():
     """The extension modules and the command that builds them; none with HRNET_FAST_NO_EXT=1."""
     if os.environ.get("HRNET_FAST_NO_EXT") == "1":
         return [], {}
+    toolkit = TOOLKIT["find"]()
+    if toolkit is not None:
+        os.environ["CUDA_HOME"] = str(toolkit)  # torch guesses from the place of nvcc, which may be a script elsewhere
     try:
         import torch
         from torch.utils.cpp_extension import BuildExtension, CppExtension, get_cxx_compiler
@@ -55,16 +63,53 @@ def extensions():
             except Exception as error:
                 raise SystemExit(HOW_TO_GO_ON.format(reason=f"{error} (see above)")) from error
 
-    cpu = CppExtension(
-        "hrnet_fast._C",
-        relative(*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp")),
-        depends=relative(*ROOT.glob("csrc/**/*.h")),
-        define_macros=[("TORCH_TARGET_VERSION", TORCH_TARGET), ("TORCH_STABLE_ONLY", None)],
-        extra_compile_args=compile_flags(),
-        extra_link_args=[] if DEBUG or platform.system() != "Linux" else ["-Wl,-s"],
-        py_limited_api=True,
+    common = {
+        "depends": relative(*ROOT.glob("csrc/**/*.h")),
+        "define_macros": [("TORCH_TARGET_VERSION", TORCH_TARGET), ("TORCH_STABLE_ONLY", None)],
+        "extra_link_args": [] if DEBUG or platform.system() != "Linux" else ["-Wl,-s"],
+        "py_limited_api": True,
+    }
+    sources = relative(*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp"))
+    modules = [CppExtension("hrnet_fast._C", sources, extra_compile_args=compile_flags(), **common)]
+    reason = why_not_cuda(torch.version.cuda, toolkit)
+    if reason is None:
+        modules.append(cuda_extension(toolkit, common))
+    else:
+        print(f"hrnet_fast: built without CUDA kernels: {reason}")
+    return modules, {"build_ext": Build}
+
+
+def why_not_cuda(torch_cuda: str | None, toolkit: Path | None) -> str | None:
+    """Why the CUDA kernels are not built, or None."""
+    if os.environ.get("HRNET_FAST_NO_CUDA") == "1":
+        return "HRNET_FAST_NO_CUDA=1"
+    if torch_cuda is None:
+        return "this torch is not a CUDA build"
+    if toolkit is None:
+        return "there is no CUDA toolkit (a folder with include/cuda_runtime.h and bin/nvcc; CUDA_HOME names it)"
+    found = TOOLKIT["version"](toolkit)
+    if found[0] != int(torch_cuda.partition(".")[0]):
+        return f"the CUDA toolkit is {found[0]}.{found[1]}, and torch was built with {torch_cuda}"
+    return None
+
+
+def cuda_extension(toolkit: Path, common: dict):
+    """The CUDA kernels. The CUDA runtime is linked statically: which one torch brings does not matter then."""
+    from torch.utils.cpp_extension import CUDAExtension
+
+    targets = [] if os.environ.get("TORCH_CUDA_ARCH_LIST") else TOOLKIT["target_flags"](toolkit)
+    extension = CUDAExtension(
+        "hrnet_fast._C_cuda",
+        relative(*ROOT.glob("csrc/cuda/*.cu"), *ROOT.glob("csrc/cuda/*.cpp")),
+        extra_compile_args={
+            "cxx": compile_flags(),
+            "nvcc": [*TOOLKIT["NVCC_FLAGS"], "--threads=2", "-Xcompiler=-fvisibility=hidden", *targets],
+        },
+        **common,
     )
-    return [cpu], {"build_ext": Build}
+    extension.libraries = [name for name in extension.libraries if name not in ("cudart", "c10_cuda")]
+    extension.libraries += ["cudart_static", "dl", "rt", "pthread"]
+    return extension
 
 
 def missing(compiler: str) -> str | None:

@@ -22,7 +22,7 @@ SCHEMA = (
 BACKWARD_SCHEMA = "(Tensor grad, Tensor? output, SymInt[] sizes, str mode, bool align_corners, bool same) -> Tensor[]"
 BACKWARD_OPERATORS = ("exchange_backward", "exchange_backward_fwd")
 OPERATORS = ("exchange", "exchange_fwd")  # the same function; only the first carries a derivative
-GPU_OPERATORS = ("exchange_triton",)  # the same function by one backend, for those who name it
+GPU_OPERATORS = ("exchange_triton", "exchange_cuda")  # the same function by one backend, for those who name it
 
 extension_error: str | None = None  # why the compiled CPU kernels are not there
 try:
@@ -107,6 +107,11 @@ torch.library.register_autograd(
 def _register_flops(flop_counter) -> None:
     for name in (*OPERATORS, *GPU_OPERATORS):
         flop_counter.register_flop_formula(getattr(torch.ops.hrnet_fast, name))(_flops)
+
+
+def define(schema: str) -> None:
+    """Adds an operator that has kernels only, for the module that calls it."""
+    _registrations.define(schema)
 
 
 def implement(name: str, kernel: Callable) -> None:

@@ -1,17 +1,25 @@
 """What all tests share: a fixed seed, a clean environment, and the rule about skipped tests.
 
-With HRNET_FAST_NO_SKIP=1, as in CI, a skipped test is a failed one, unless it is marked ``gpu`` and there is no GPU: what
-was skipped proves nothing.
+With HRNET_FAST_NO_SKIP=1, as in CI, a skipped test is a failed one, unless it is marked ``gpu`` and there is no GPU, or
+``toolkit`` and there is no CUDA toolkit: what was skipped proves nothing.
 """
 
 import importlib.util
 import os
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
 
 NO_SKIP = os.environ.get("HRNET_FAST_NO_SKIP") == "1"
-GPU = torch.cuda.is_available()
+TOOLKIT = runpy.run_path(str(Path(__file__).parents[1] / "csrc" / "cuda" / "toolkit.py"))
+# what this machine cannot be asked to have: marker -> why its tests are skipped here
+MISSING = {}
+if not torch.cuda.is_available():
+    MISSING["gpu"] = "torch finds no NVIDIA GPU"
+if TOOLKIT["find"]() is None:
+    MISSING["toolkit"] = "there is no CUDA toolkit"
 
 
 @pytest.fixture(autouse=True)
@@ -32,14 +40,15 @@ def timm():
 
 
 def pytest_runtest_setup(item):
-    if item.get_closest_marker("gpu") and not GPU:
-        pytest.skip("torch finds no NVIDIA GPU")
+    for name, reason in MISSING.items():
+        if item.get_closest_marker(name):
+            pytest.skip(reason)
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item, call):
     report = yield
-    excused = hasattr(report, "wasxfail") or (item.get_closest_marker("gpu") and not GPU)
+    excused = hasattr(report, "wasxfail") or any(item.get_closest_marker(name) for name in MISSING)
     return report if excused else _failed_if_skipped(report)
 
 

@@ -19,7 +19,8 @@ ROOT = Path(__file__).parent.parent
 LAYERS = (
     "hrnet_fast.call", "hrnet_fast.tolerances", "hrnet_fast.on_import", "hrnet_fast._C", "hrnet_fast.backends.reference", "hrnet_fast.derivative",
     "hrnet_fast.library",
-    "hrnet_fast.kernels", "hrnet_fast.backends.preferences", "hrnet_fast.backends.cpu", "hrnet_fast.backends.triton",
+    "hrnet_fast.kernels", "hrnet_fast._C_cuda", "hrnet_fast.backends.preferences", "hrnet_fast.backends.cpu",
+    "hrnet_fast.backends.gpu", "hrnet_fast.backends.triton", "hrnet_fast.backends.cuda",
     "hrnet_fast.backends", "hrnet_fast.exchange", "hrnet_fast", "hrnet_fast.convolution",
     "hrnet_fast.folding", "hrnet_fast.modules", "hrnet_fast.models", "hrnet_fast.patching", "hrnet_fast.bench",
     "hrnet_fast.cli", "hrnet_fast.__main__", "benchmarks",
@@ -38,7 +39,7 @@ def layer(module: str) -> int:
 
 def is_module(name: str) -> bool:
     path = ROOT / name.replace(".", "/")
-    return path.is_dir() or path.with_suffix(".py").is_file() or name == "hrnet_fast._C"
+    return path.is_dir() or path.with_suffix(".py").is_file() or name in ("hrnet_fast._C", "hrnet_fast._C_cuda")
 
 
 def imports(path: Path):

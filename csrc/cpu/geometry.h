@@ -1,38 +1,18 @@
 // Where an output row or column comes from, how channels are cut into panels, and how a row of an image is reached.
 // Included inside the namespace of one instruction set.
 
-template <class A>
-struct Source {  // out = w0 * in[i0] + w1 * in[i1]
-  int64_t i0, i1;
-  A w0, w1;
-};
+#include "../source.h"
 
-// The arithmetic of torch.nn.functional.interpolate, in its precision, so that the same pixels are picked where a
-// coordinate falls on a boundary (ATen/native/UpSample.h): nearest in float whatever the dtype (for float64 torch
-// itself picks other pixels at some sizes when the tensor is not channels-last), bilinear in double for float64.
+// Nearest in float whatever the dtype, as in torch (for float64 torch itself picks other pixels at some sizes when the
+// tensor is not channels-last), bilinear in double for float64.
 template <class A>
 static Source<A> source_of(Mode mode, int64_t out, int64_t in_size, int64_t out_size) {
   if (in_size == out_size) return {out, out, A(1), A(0)};
   if (mode == Mode::kNearest) {
-    const float scale = static_cast<float>(in_size) / static_cast<float>(out_size);
-    const int64_t i = out_size == 2 * in_size ? out >> 1 : static_cast<int64_t>(static_cast<float>(out) * scale);
-    const int64_t clamped = i < in_size - 1 ? i : in_size - 1;
-    return {clamped, clamped, A(1), A(0)};
+    const Source<float> s = source_at(mode, out, source_scale<float>(mode, in_size, out_size), in_size);
+    return {s.i0, s.i1, A(1), A(0)};
   }
-  A position;
-  if (mode == Mode::kBilinearAlignCorners) {
-    const A scale = out_size > 1 ? static_cast<A>(in_size - 1) / static_cast<A>(out_size - 1) : A(0);
-    position = scale * static_cast<A>(out);
-  } else {
-    const A scale = static_cast<A>(in_size) / static_cast<A>(out_size);
-    position = scale * (static_cast<A>(out) + A(0.5)) - A(0.5);
-    if (position < A(0)) position = A(0);
-  }
-  int64_t i0 = static_cast<int64_t>(position);
-  if (i0 > in_size - 1) i0 = in_size - 1;
-  A w1 = position - static_cast<A>(i0);
-  w1 = w1 < A(0) ? A(0) : w1 > A(1) ? A(1) : w1;
-  return {i0, i0 + (i0 < in_size - 1 ? 1 : 0), A(1) - w1, w1};
+  return source_at(mode, out, source_scale<A>(mode, in_size, out_size), in_size);
 }
 
 static inline int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

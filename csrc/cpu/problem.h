@@ -5,12 +5,9 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../types.h"
+
 namespace hrnet_fast {
-
-constexpr int kMaxInputs = 8;
-
-enum class DType { kFloat32, kFloat64, kBFloat16, kFloat16 };
-enum class Mode { kNearest, kBilinear, kBilinearAlignCorners };
 
 struct Matrix {  // a 1x1 convolution's weight [rows = output channels, cols = input channels]; data null: absent
   const void* data = nullptr;

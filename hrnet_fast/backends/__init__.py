@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from hrnet_fast import derivative, library
-from hrnet_fast.backends import cpu, preferences, reference, triton
+from hrnet_fast.backends import cpu, cuda, preferences, reference, triton
 from hrnet_fast.call import BackendFailed, ExchangeCall
 
-TABLE: dict[str, ModuleType] = {"triton": triton, "cpu": cpu, "reference": reference}
+TABLE: dict[str, ModuleType] = {"cuda": cuda, "triton": triton, "cpu": cpu, "reference": reference}
 
 
 def choose(call: ExchangeCall, name: str = "auto") -> ModuleType:
@@ -64,13 +64,14 @@ def run(call: ExchangeCall, name: str = "auto") -> Tensor:  # [N, C_out or C_p, 
 
 def run_all(calls: list[ExchangeCall]) -> list[Tensor]:
     """Serves calls that do not depend on each other, in one launch where a backend can."""
-    backend = TABLE["triton"]
-    on_gpu = bool(calls) and calls[0].inputs[0].is_cuda and not torch.compiler.is_compiling()
-    if on_gpu and all(choose(call) is backend for call in calls) and backend.why_not_together(calls) is None:
-        try:
-            return backend.run_together(calls)
-        except BackendFailed:
-            pass  # the calls one by one find the next backend
+    if calls and calls[0].inputs[0].is_cuda and not torch.compiler.is_compiling():
+        backend = choose(calls[0])
+        together = getattr(backend, "run_together", None)
+        if together and all(choose(c) is backend for c in calls) and backend.why_not_together(calls) is None:
+            try:
+                return together(calls)
+            except BackendFailed:
+                pass  # the calls one by one find the next backend
     return [run(call) for call in calls]
 
 

@@ -22,9 +22,12 @@ class Row(NamedTuple):
 
 # The first row that fits decides.
 GPU = (
-    Row((8, 0), "weightless", ("triton", "reference"), None),
-    Row((8, 0), "exchange", ("triton", "reference"), None),
-    Row((8, 0), "head", ("triton", "reference"), None),
+    Row((8, 0), "weightless", ("triton", "cuda", "reference"), None),
+    Row((8, 0), "exchange", ("cuda", "triton", "reference"), None),
+    Row((8, 0), "head", ("triton", "cuda", "reference"), None),
+    Row((7, 5), "weightless", ("cuda", "reference"), None),
+    Row((7, 5), "exchange", ("cuda", "reference"), None),
+    Row((7, 5), "head", ("cuda", "reference"), None),
 )
 OTHER = ("reference",)  # devices without kernels of ours
 

@@ -10,13 +10,12 @@ import importlib.util
 import subprocess
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hrnet_fast import derivative, library
+from hrnet_fast.backends import gpu
 from hrnet_fast.call import BackendFailed, ExchangeCall, output_memory_format
 
-DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 MIN_CAPABILITY = (8, 0)
 
 _failure: str | None = None  # why Triton could not compile or launch here, once it has failed
@@ -27,29 +26,15 @@ def why_not(call: ExchangeCall | None) -> str | None:
         return _failure
     if call is None:
         return _why_not_machine()
-    if not call.inputs[0].is_cuda:
-        return f"it serves tensors on NVIDIA GPUs, these are on {call.inputs[0].device.type}"
-    if torch.compiler.is_compiling():
+    if torch.compiler.is_compiling() and call.inputs[0].is_cuda:
         return None  # the operator asks again when it runs; what the machine has cannot be traced
-    reason = _why_not_machine(call.inputs[0].device)
-    if reason is not None:
-        return reason
-    if torch.jit.is_tracing():
-        return "under torch.jit tracing only standard operators are recorded"
-    if call.inputs[0].dtype not in DTYPES and not torch.is_autocast_enabled("cuda"):
-        return f"it computes in float32, and this is {call.inputs[0].dtype}"
-    return None
+    return gpu.why_not_tensors(call) or _why_not_machine(call.inputs[0].device)
 
 
 def _why_not_machine(device: torch.device | None = None) -> str | None:
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed"
-    if not torch.cuda.is_available():
-        return "torch finds no NVIDIA GPU"
-    capability = torch.cuda.get_device_capability(device)
-    if capability < MIN_CAPABILITY:
-        return f"it needs compute capability 8.0 or newer, this GPU has {capability[0]}.{capability[1]}"
-    return None
+    return gpu.why_not_device(MIN_CAPABILITY, device)
 
 
 def run(call: ExchangeCall) -> Tensor:  # [N, C_out or C_p, H, W]
@@ -85,24 +70,17 @@ def compute(call: ExchangeCall, interpreted: bool = False) -> Tensor:
         settings = {"mode": call.mode, "align_corners": call.align_corners, "relu": call.relu}
         return _with_products(call, layout, settings, interpreted)
     (out,) = compute_together([call])
-    return out if call.projection is None else _project(out, call, layout)
+    return gpu.project(out, call, layout)
 
 
 def why_not_together(calls: list[ExchangeCall]) -> str | None:
     """Why some calls cannot share a launch; None where they can. Each is known to be fit for this backend."""
-    first, layouts = calls[0], set()
     for call in calls:
-        layout = output_memory_format(call.inputs, call.height, call.width)
-        layouts.add(layout)
-        if call.needs_grad or torch.is_autocast_enabled("cuda"):
-            return "autograd and autocast see one operator at a time"
-        if call.projection is not None or _wants_products(call, layout):
+        if call.projection is not None or _wants_products(
+            call, output_memory_format(call.inputs, call.height, call.width)
+        ):
             return "a call has products of full-size inputs"
-        if call[7:] != first[7:] or call.inputs[0].dtype != first.inputs[0].dtype:
-            return "the calls differ in their settings"
-        if call.inputs[0].device != first.inputs[0].device:
-            return "the calls are on different devices"
-    return None if len(layouts) == 1 else "the calls differ in their memory format"
+    return gpu.why_not_together(calls)
 
 
 def run_together(calls: list[ExchangeCall]) -> list[Tensor]:
@@ -118,19 +96,15 @@ def compute_together(calls: list[ExchangeCall]) -> list[Tensor]:
     first, sums = calls[0], []
     layout = output_memory_format(first.inputs, first.height, first.width)
     for call in calls:
-        inputs = [_product(x, w, layout) for x, w in zip(call.inputs, call.weights, strict=True)]
-        sums.append(Sum(_empty(call, inputs[0].shape[1], layout), inputs, _dense(call.bias)))
+        inputs = [gpu.product(x, w, layout) for x, w in zip(call.inputs, call.weights, strict=True)]
+        sums.append(Sum(gpu.empty(call, inputs[0].shape[1], layout), inputs, gpu.dense(call.bias)))
     up_sum_relu(sums, mode=first.mode, align_corners=first.align_corners, relu=first.relu)
     return [s.out for s in sums]
 
 
 def _wants_products(call: ExchangeCall, layout: torch.memory_format) -> bool:
     fits = layout == torch.channels_last and (call.inputs[0].dtype != torch.float32 or call.allow_tf32)
-    return fits and (call.projection is not None or any(_is_whole(call, j) for j in range(len(call.inputs))))
-
-
-def _is_whole(call: ExchangeCall, j: int) -> bool:
-    return call.weights[j] is not None and tuple(call.inputs[j].shape[2:]) == (call.height, call.width)
+    return fits and (call.projection is not None or any(gpu.is_whole(call, j) for j in range(len(call.inputs))))
 
 
 def _with_products(call: ExchangeCall, layout: torch.memory_format, settings: dict, interpreted: bool) -> Tensor:
@@ -138,47 +112,22 @@ def _with_products(call: ExchangeCall, layout: torch.memory_format, settings: di
 
     wholes, weights, inputs = [], [], []
     for j, (x, weight) in enumerate(zip(call.inputs, call.weights, strict=True)):
-        if _is_whole(call, j):
-            wholes.append(_dense(x, layout))
-            weights.append(_dense(weight).flatten(1))
+        if gpu.is_whole(call, j):
+            wholes.append(gpu.dense(x, layout))
+            weights.append(gpu.dense(weight).flatten(1))
         else:
-            inputs.append(_product(x, weight, layout))
+            inputs.append(gpu.product(x, weight, layout))
     channels = inputs[0].shape[1] if inputs else weights[0].shape[0]
-    projection = None if call.projection is None else _dense(call.projection).flatten(1)
-    out = _empty(call, channels if projection is None else projection.shape[0], layout)
-    product_up_sum(out, wholes, weights, inputs, _dense(call.bias), projection, _dense(call.projection_bias),
+    projection = None if call.projection is None else gpu.dense(call.projection).flatten(1)
+    out = gpu.empty(call, channels if projection is None else projection.shape[0], layout)
+    product_up_sum(out, wholes, weights, inputs, gpu.dense(call.bias), projection, gpu.dense(call.projection_bias),
                    tf32=call.allow_tf32, interpreted=interpreted, **settings)  # fmt: skip
     return out
 
 
-def _empty(call: ExchangeCall, channels: int, layout: torch.memory_format) -> Tensor:
-    x = call.inputs[0]
-    return torch.empty((x.shape[0], channels, call.height, call.width), dtype=x.dtype, device=x.device,
-                       memory_format=layout)  # fmt: skip
-
-
-def _dense(x: Tensor | None, layout: torch.memory_format = torch.contiguous_format) -> Tensor | None:
-    return None if x is None else x.contiguous(memory_format=layout)
-
-
-def _product(x: Tensor, weight: Tensor | None, layout: torch.memory_format) -> Tensor:
-    """The 1x1 convolution at the input's own resolution, rounded once to the inputs' dtype; dense in ``layout``."""
-    x = _dense(x, layout)
-    if weight is None:
-        return x
-    if layout == torch.channels_last and x.shape[0] > 0:  # a plain matrix product: cuBLAS, without cuDNN's heuristics
-        return (x.permute(0, 2, 3, 1) @ weight.flatten(1).t()).permute(0, 3, 1, 2)
-    return _dense(F.conv2d(x, weight.flatten(1)[:, :, None, None]), layout)
-
-
-def _project(y: Tensor, call: ExchangeCall, layout: torch.memory_format) -> Tensor:
-    weight = call.projection.flatten(1)[:, :, None, None]
-    return _dense(F.conv2d(y, weight, call.projection_bias), layout)
-
-
 def backward(grad, output, sizes, mode, align_corners, same) -> list[Tensor]:
     """exchange_backward on a GPU: by the kernel, or in standard operators where it cannot serve."""
-    if _failure or grad.dtype not in DTYPES or _why_not_machine(grad.device) is not None:
+    if _failure or grad.dtype not in gpu.DTYPES or _why_not_machine(grad.device) is not None:
         return derivative.exchange_backward(grad, output, sizes, mode, align_corners, same)
     with torch.cuda.device_of(grad), _failing():
         return compute_backward(grad, output, sizes, mode, align_corners, same)
@@ -189,7 +138,7 @@ def compute_backward(grad, output, sizes, mode, align_corners, same) -> list[Ten
     from hrnet_fast.kernels.up_backward import up_backward
 
     layout = torch.contiguous_format if grad.is_contiguous() else torch.channels_last
-    grad, output = _dense(grad, layout), _dense(output, layout)
+    grad, output = gpu.dense(grad, layout), gpu.dense(output, layout)
     lows = [torch.empty((*grad.shape[:2], *size), dtype=grad.dtype, device=grad.device, memory_format=layout)
             for size in derivative.pairs(sizes)]  # fmt: skip
     full = torch.empty_like(grad, memory_format=layout) if same else None

@@ -1,0 +1,13 @@
+// How the kernels are launched, for code that knows torch and not CUDA.
+#pragma once
+
+#include "problem.h"
+
+namespace hrnet_fast {
+namespace cuda {
+
+// Launches a kernel for outputs whose pointers, sizes and counts are set. Returns null, or what went wrong.
+const char* run(Launch& launch, DType dtype, bool channels_last, bool tf32, void* stream);
+
+}  // namespace cuda
+}  // namespace hrnet_fast

@@ -1,0 +1,82 @@
+"""What the backends for NVIDIA GPUs share: which calls they can serve, and the tensors that they hand to kernels."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hrnet_fast.call import ExchangeCall, output_memory_format
+
+DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def why_not_device(minimum: tuple[int, int], device: torch.device | None = None) -> str | None:
+    """Why no GPU here, or not this one, can run kernels that need a compute capability of ``minimum``."""
+    if not torch.cuda.is_available():
+        return "torch finds no NVIDIA GPU"
+    found = torch.cuda.get_device_capability(device)
+    if found < minimum:
+        return f"it needs compute capability {minimum[0]}.{minimum[1]} or newer, this GPU has {found[0]}.{found[1]}"
+    return None
+
+
+def dtype_of(call: ExchangeCall) -> torch.dtype:
+    """The dtype that kernels will see."""
+    return torch.get_autocast_dtype("cuda") if torch.is_autocast_enabled("cuda") else call.inputs[0].dtype
+
+
+def why_not_tensors(call: ExchangeCall) -> str | None:
+    """Why a call's tensors are not for kernels on GPUs."""
+    x = call.inputs[0]
+    if not x.is_cuda:
+        return f"it serves tensors on NVIDIA GPUs, these are on {x.device.type}"
+    if torch.jit.is_tracing():
+        return "under torch.jit tracing only standard operators are recorded"
+    dtype = dtype_of(call)
+    return None if dtype in DTYPES else f"it computes in float32, and this is {dtype}"
+
+
+def why_not_together(calls: list[ExchangeCall]) -> str | None:
+    """Why some calls cannot share a launch; None where they can. Each is known to be fit for the backend."""
+    first, layouts = calls[0], set()
+    for call in calls:
+        layouts.add(output_memory_format(call.inputs, call.height, call.width))
+        if call.needs_grad or torch.is_autocast_enabled("cuda"):
+            return "autograd and autocast see one operator at a time"
+        if call[7:] != first[7:] or call.inputs[0].dtype != first.inputs[0].dtype:
+            return "the calls differ in their settings"
+        if call.inputs[0].device != first.inputs[0].device:
+            return "the calls are on different devices"
+    return None if len(layouts) == 1 else "the calls differ in their memory format"
+
+
+def is_whole(call: ExchangeCall, j: int) -> bool:
+    """Whether an input of the output's own size has a weight."""
+    return call.weights[j] is not None and tuple(call.inputs[j].shape[2:]) == (call.height, call.width)
+
+
+def empty(call: ExchangeCall, channels: int, layout: torch.memory_format) -> Tensor:  # [N, channels, H, W]
+    x = call.inputs[0]
+    return torch.empty((x.shape[0], channels, call.height, call.width), dtype=x.dtype, device=x.device,
+                       memory_format=layout)  # fmt: skip
+
+
+def dense(x: Tensor | None, layout: torch.memory_format = torch.contiguous_format) -> Tensor | None:
+    return None if x is None else x.contiguous(memory_format=layout)
+
+
+def product(x: Tensor, weight: Tensor | None, layout: torch.memory_format) -> Tensor:
+    """The 1x1 convolution at the input's own resolution, rounded once to the inputs' dtype; dense in ``layout``."""
+    x = dense(x, layout)
+    if weight is None:
+        return x
+    if layout == torch.channels_last and x.shape[0] > 0:  # a plain matrix product: cuBLAS, without cuDNN's heuristics
+        return (x.permute(0, 2, 3, 1) @ weight.flatten(1).t()).permute(0, 3, 1, 2)
+    return dense(F.conv2d(x, weight.flatten(1)[:, :, None, None]), layout)
+
+
+def project(y: Tensor, call: ExchangeCall, layout: torch.memory_format) -> Tensor:  # [N, C_p, H, W]
+    """The projection of a call, by torch; y [N, C_out, H, W] as it is where the call has none."""
+    if call.projection is None:
+        return y
+    weight = call.projection.flatten(1)[:, :, None, None]
+    return dense(F.conv2d(y, weight, call.projection_bias), layout)

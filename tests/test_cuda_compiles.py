@@ -1,0 +1,31 @@
+"""The CUDA sources for every architecture: warnings are errors, nothing spills, registers stay under a stated limit."""
+
+import re
+import runpy
+import subprocess
+from pathlib import Path
+
+import pytest
+
+CUDA = Path(__file__).parents[1] / "csrc" / "cuda"
+TOOLKIT = runpy.run_path(str(CUDA / "toolkit.py"))
+FOLDER = TOOLKIT["find"]()
+MAX_REGISTERS = 128  # 512 threads of a multiprocessor in flight
+
+pytestmark = pytest.mark.toolkit
+
+
+@pytest.mark.parametrize("architecture", TOOLKIT["ARCHITECTURES"])
+@pytest.mark.parametrize("source", sorted(CUDA.glob("*.cu")), ids=lambda path: path.stem)
+def test_compiles_without_spills(source, architecture, tmp_path):
+    if architecture not in TOOLKIT["known"](FOLDER):
+        pytest.skip(f"this nvcc does not know sm_{architecture}")
+    command = [FOLDER / "bin" / "nvcc", *TOOLKIT["NVCC_FLAGS"], f"-arch=sm_{architecture}", "-cubin", source, "-o",
+               tmp_path / "kernels.cubin", "-Xptxas", "-v,-warn-spills"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
+    registers = [int(n) for n in re.findall(r"Used (\d+) registers", done.stderr)]
+    assert len(registers) == len(stacks) == done.stderr.count("Compiling entry function") > 0
+    assert set(stacks) == {("0", "0", "0")}
+    assert max(registers) <= MAX_REGISTERS
