@@ -40,6 +40,17 @@ class Launch(ctypes.Structure):
     ]
 
 
+class Target(ctypes.Structure):
+    _fields_ = [("data", ctypes.c_void_p), ("h", ctypes.c_int), ("w", ctypes.c_int), ("row_scale", ctypes.c_float),
+                ("column_scale", ctypes.c_float), ("row_window", ctypes.c_int), ("column_window", ctypes.c_int),
+                ("first_block", ctypes.c_uint), ("items", ctypes.c_int64)]  # fmt: skip
+
+
+class BackwardLaunch(ctypes.Structure):
+    _fields_ = [("grad", ctypes.c_void_p), ("output", ctypes.c_void_p), ("target", Target * (MAX_INPUTS + 1)),
+                *((name, ctypes.c_int) for name in ("count", "n", "channels", "h", "w", "vector", "mode"))]  # fmt: skip
+
+
 class Host:
     """The compiled library."""
 
@@ -51,6 +62,7 @@ class Host:
         subprocess.run([*compiler, *flags, f"-I{source.parent}", source, "-o", path], check=True)
         self.library = ctypes.CDLL(str(path))
         assert self.library.size_of_launch() == ctypes.sizeof(Launch)
+        assert self.library.size_of_backward_launch() == ctypes.sizeof(BackwardLaunch)
         for function in (self.library.channels_last_element, self.library.planar_element):
             function.restype = ctypes.c_int64
 
@@ -76,6 +88,21 @@ class Host:
             q.data, q.count, q.n, q.channels, q.h, q.w = out.data_ptr(), count, image.shape[0], channels, h, width
         self.library.exchange(ctypes.byref(launch), DTYPES[inputs[0].dtype], int(channels_last), int(allow_tf32))
         return outputs
+
+    def exchange_backward_sums(self, grad, output, sizes, channels_last, mode, align_corners) -> list[Tensor]:
+        """The operator hrnet_fast::exchange_backward_sums."""
+        n, c, h, w = grad.shape
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        launch = BackwardLaunch(grad=grad.data_ptr(), output=None if output is None else output.data_ptr(), n=n,
+                                channels=c, h=h, w=w, mode=MODES[mode, align_corners], count=len(sizes) // 2)  # fmt: skip
+        results = []
+        for j in range(launch.count):
+            low_h, low_w = sizes[2 * j : 2 * j + 2]
+            out = torch.empty((n, c, low_h, low_w), dtype=grad.dtype, memory_format=layout)
+            results.append(out.fill_(float("nan")))
+            launch.target[j] = Target(data=out.data_ptr(), h=low_h, w=low_w)
+        self.library.exchange_backward_of(ctypes.byref(launch), DTYPES[grad.dtype], int(channels_last))
+        return results
 
     def sources(self, mode: int, in_size: int, out_size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """i0, i1, w0, w1 of every output position."""

@@ -6,6 +6,9 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
+
+from hrnet_fast.backends import cuda
 
 CUDA = Path(__file__).parents[1] / "csrc" / "cuda"
 TOOLKIT = runpy.run_path(str(CUDA / "toolkit.py"))
@@ -29,3 +32,13 @@ def test_compiles_without_spills(source, architecture, tmp_path):
     assert len(registers) == len(stacks) == done.stderr.count("Compiling entry function") > 0
     assert set(stacks) == {("0", "0", "0")}
     assert max(registers) <= MAX_REGISTERS
+
+
+def test_the_module_is_there_where_it_can_be_built():
+    found = int(torch.version.cuda.partition(".")[0]) if torch.version.cuda else None
+    if found != TOOLKIT["version"](FOLDER)[0]:
+        assert "_C_cuda is not there" in cuda.extension_error
+        return
+    assert cuda.extension_error is None
+    for name in ("exchange_sums", "exchange_backward_sums"):
+        assert torch._C._dispatch_has_kernel_for_dispatch_key(f"hrnet_fast::{name}", "CUDA")

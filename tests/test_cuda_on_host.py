@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from cuda_host import Host
 from exchange_cases import CASES, MODES, make, truth
 
+from hrnet_fast import derivative
 from hrnet_fast.backends import cuda, gpu
 from hrnet_fast.call import output_memory_format
 from hrnet_fast.exchange import _validate
@@ -132,3 +133,37 @@ def test_offsets_beyond_32_bits(host):
     image = n * channels * h * w
     assert host.library.channels_last_element(n, c, y, x, channels, h, w) == image + (y * w + x) * channels + c
     assert host.library.planar_element(n, c, y, x, channels, h, w) == image + (c * h + y) * w + x
+
+
+@pytest.mark.parametrize("mode", range(3))
+def test_windows_of_the_backward_hold_every_output(host, mode):
+    for low in range(1, 40):
+        for full in (low, low + 1, 2 * low, 2 * low + 1, 4 * low, 8 * low, 8 * low - 5, 33 * low):
+            if full >= low:
+                assert host.library.windows_hold(mode, low, full), (low, full)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_backward(host, mode, layout, dtype):
+    name, align_corners = MODES[mode]
+    for shape, sizes in (((2, 18, 33, 45), [17, 23, 9, 12, 33, 20, 1, 1]), ((1, 16, 32, 40), [16, 20, 8, 10, 4, 5]),
+                         ((1, 3, 7, 9), [6, 8])):  # fmt: skip
+        g, y = (torch.randn(shape).to(dtype).contiguous(memory_format=layout) for _ in range(2))
+        y = y.relu()
+        for output in (y, None):
+            expected = derivative.exchange_backward(g.double(), None if output is None else y.double(), sizes, name,
+                                                    align_corners, output is not None)  # fmt: skip
+            arguments = cuda.backward_arguments(g, output, sizes, name, align_corners, output is not None)
+            for found, ref in zip(host.exchange_backward_sums(*arguments), expected, strict=True):
+                assert found.stride() == ref.stride()
+                assert relative_error(found, ref) < OPERATOR[dtype]
+
+
+def test_backward_keeps_infinities_in_their_window(host):
+    g = torch.randn(1, 4, 16, 16).contiguous(memory_format=torch.channels_last)
+    g[0, 1, 9, 3] = float("inf")
+    (ref,) = derivative.exchange_backward(g, None, [4, 4], "bilinear", False, False)
+    (found,) = host.exchange_backward_sums(*cuda.backward_arguments(g, None, [4, 4], "bilinear", False, False))
+    assert torch.equal(found.isfinite(), ref.isfinite())

@@ -145,5 +145,69 @@ inline Grid plan(Launch& launch, bool channels_last, int itemsize) {
   return grid;
 }
 
+constexpr int kTargetRows = 4;  // low-resolution rows that a thread of the backward computes
+
+// An output position at or before the first one that reads the source `position`.
+HRNET_FAST_HOST_DEVICE constexpr int first_output(Mode mode, int position, float scale, int in_size, int out_size) {
+  if (in_size == out_size) return position;
+  const float i = static_cast<float>(position), step = scale > 1e-30f ? scale : 1e-30f;  // 0: all outputs read it
+  const float first = mode == Mode::kNearest    ? i / step
+                      : mode == Mode::kBilinear ? (i - 0.5f) / step - 0.5f
+                                                : (i - 1.f) / step;
+  return first < 1.f ? 0 : static_cast<int>(first);
+}
+
+// How many outputs from first_output on can read one source position: less than 2 / scale do, one more for rounding the
+// first one down, and one for the rounding of the division.
+constexpr int output_window(float scale, int in_size, int out_size) {
+  if (in_size == out_size) return 1;
+  const float window = 2.f / (scale > 1e-30f ? scale : 1e-30f);
+  return window >= static_cast<float>(out_size) ? out_size : smaller(static_cast<int>(window) + 3, out_size);
+}
+
+// With which weight an output position reads the source `position`.
+HRNET_FAST_HOST_DEVICE constexpr float weight_of(const Source<float, int>& s, int position) {
+  return (s.i0 == position ? s.w0 : 0.f) + (s.i1 == position ? s.w1 : 0.f);
+}
+
+struct TargetItem {
+  int n, c, y, x;  // y: the first of kTargetRows rows
+};
+
+// Neighbouring threads read neighbouring elements.
+HRNET_FAST_HOST_DEVICE constexpr TargetItem target_item(int64_t item, const BackwardLaunch& q, const Target& t,
+                                                        bool channels_last) {
+  const int vectors = q.channels / q.vector, groups = ceil_div(t.h, kTargetRows);
+  const int inner = channels_last ? vectors : t.w, outer = channels_last ? t.w : vectors;
+  const int i = static_cast<int>(item % inner);
+  item /= inner;
+  if (channels_last) {
+    const int x = static_cast<int>(item % outer);
+    item /= outer;
+    return {static_cast<int>(item / groups), i * q.vector, static_cast<int>(item % groups) * kTargetRows, x};
+  }
+  const int y = static_cast<int>(item % groups) * kTargetRows;
+  item /= groups;
+  return {static_cast<int>(item / outer), static_cast<int>(item % outer), y, i};
+}
+
+inline Grid plan(BackwardLaunch& q, bool channels_last, int itemsize) {
+  Grid grid;
+  grid.threads = kMaxThreads;
+  q.vector = 1;
+  while (channels_last && q.vector * 2 * itemsize <= 16 && q.channels % (q.vector * 2) == 0) q.vector *= 2;
+  for (int j = 0; j < q.count; ++j) {
+    Target& t = q.target[j];
+    t.row_scale = source_scale<float>(q.mode, t.h, q.h);
+    t.column_scale = source_scale<float>(q.mode, t.w, q.w);
+    t.row_window = output_window(t.row_scale, t.h, q.h);
+    t.column_window = output_window(t.column_scale, t.w, q.w);
+    t.items = static_cast<int64_t>(q.n) * (q.channels / q.vector) * ceil_div(t.h, kTargetRows) * t.w;
+    t.first_block = static_cast<unsigned>(grid.blocks);
+    grid.blocks += (t.items + kMaxThreads - 1) / kMaxThreads;
+  }
+  return grid;
+}
+
 }  // namespace cuda
 }  // namespace hrnet_fast

@@ -9,5 +9,8 @@ namespace cuda {
 // Launches a kernel for outputs whose pointers, sizes and counts are set. Returns null, or what went wrong.
 const char* run(Launch& launch, DType dtype, bool channels_last, bool tf32, void* stream);
 
+// The same for the backward: pointers, sizes and the count of targets are set.
+const char* run(BackwardLaunch& launch, DType dtype, bool channels_last, void* stream);
+
 }  // namespace cuda
 }  // namespace hrnet_fast

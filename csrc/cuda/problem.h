@@ -38,5 +38,25 @@ struct Launch {
   bool relu;
 };
 
+// The gradient of inputs without weights: the transposed interpolation of the gradient behind the ReLU.
+struct Target {
+  void* data;  // gets the gradient of an input [n, channels, h, w]
+  int h, w;
+  float row_scale, column_scale;   // source pixels per output pixel
+  int row_window, column_window;   // the most output rows and columns that read one source pixel
+  unsigned first_block;            // of the grid
+  int64_t items;                   // threads with work
+};
+
+struct BackwardLaunch {
+  const void* grad;    // [n, channels, h, w]; all tensors are dense and in one layout
+  const void* output;  // as the ReLU left it, or null: there was no ReLU
+  Target target[kMaxInputs + 1];
+  int count;
+  int n, channels, h, w;
+  int vector;  // channels that a thread loads at once
+  Mode mode;
+};
+
 }  // namespace cuda
 }  // namespace hrnet_fast

@@ -7,6 +7,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -131,11 +132,55 @@ std::vector<Tensor> exchange_sums(std::vector<Tensor> inputs, std::vector<int64_
   return outputs;
 }
 
+// The gradients of inputs without weights, one for each (height, width) in `sizes`, in one launch. One of the output's
+// own size gets the gradient behind the ReLU.
+std::vector<Tensor> exchange_backward_sums(Tensor grad, std::optional<Tensor> output, std::vector<int64_t> sizes,
+                                           bool channels_last, std::string mode, bool align_corners) {
+  STD_TORCH_CHECK(grad.dim() == 4 && grad.is_cuda() && sizes.size() % 2 == 0 && sizes.size() <= 2 * (kMaxInputs + 1),
+                  "exchange_backward: expected a gradient [N, C, H, W] and at most ", kMaxInputs + 1, " sizes");
+  const DType dtype = dtype_of(grad);
+  check_dense(grad, channels_last, "gradient", 0);
+  BackwardLaunch launch = {};
+  launch.mode = mode_of(mode, align_corners);
+  launch.n = checked(grad.size(0)), launch.channels = checked(grad.size(1));
+  launch.h = checked(grad.size(2)), launch.w = checked(grad.size(3));
+  launch.grad = grad.const_data_ptr();
+  if (output) {
+    check_dense(*output, channels_last, "output", 0);
+    STD_TORCH_CHECK(output->dim() == 4 && output->numel() == grad.numel() && output->size(1) == grad.size(1) &&
+                        output->size(2) == grad.size(2) && dtype_of(*output) == dtype &&
+                        output->get_device() == grad.get_device(),
+                    "exchange_backward: gradient and output must be of one shape, dtype and device");
+    launch.output = output->const_data_ptr();
+  }
+  std::vector<Tensor> results;
+  for (size_t j = 0; 2 * j < sizes.size(); ++j) {
+    Target t = {};
+    t.h = checked(sizes[2 * j]), t.w = checked(sizes[2 * j + 1]);
+    STD_TORCH_CHECK(t.h >= 1 && t.h <= launch.h && t.w >= 1 && t.w <= launch.w, "exchange_backward: ", t.h, " x ", t.w,
+                    " is empty or larger than ", launch.h, " x ", launch.w);
+    const std::vector<int64_t> shape = {launch.n, launch.channels, t.h, t.w};
+    results.push_back(torch::stable::empty(
+        shape, grad.scalar_type(), torch::headeronly::Layout::Strided, grad.device(), false,
+        channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous));
+    t.data = results.back().mutable_data_ptr();
+    launch.target[launch.count++] = t;
+  }
+  if (grad.numel() == 0 || results.empty()) return results;
+  const torch::stable::accelerator::DeviceGuard guard(grad.get_device());
+  const char* error = run(launch, dtype, channels_last, current_stream(grad.get_device()));
+  STD_TORCH_CHECK(error == nullptr, "the kernel exchange_backward failed to launch: ", error);
+  return results;
+}
+
 }  // namespace
 }  // namespace cuda
 }  // namespace hrnet_fast
 
-STABLE_TORCH_LIBRARY_IMPL(hrnet_fast, CUDA, m) { m.impl("exchange_sums", TORCH_BOX(hrnet_fast::cuda::exchange_sums)); }
+STABLE_TORCH_LIBRARY_IMPL(hrnet_fast, CUDA, m) {
+  m.impl("exchange_sums", TORCH_BOX(hrnet_fast::cuda::exchange_sums));
+  m.impl("exchange_backward_sums", TORCH_BOX(hrnet_fast::cuda::exchange_backward_sums));
+}
 
 PyMODINIT_FUNC PyInit__C_cuda() {
   static PyModuleDef module = {

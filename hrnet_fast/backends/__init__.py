@@ -80,5 +80,18 @@ def _on_gpu(*arguments) -> Tensor:
     return run(ExchangeCall.from_arguments(*arguments))
 
 
+def _backward_on_gpu(grad: Tensor, *rest) -> list[Tensor]:
+    """exchange_backward on CUDA tensors: by the first kernel that can, else in standard operators."""
+    for name in preferences.backward(torch.cuda.get_device_capability(grad.device)):
+        if TABLE[name].why_not_backward(grad) is None:
+            try:
+                return TABLE[name].backward(grad, *rest)
+            except BackendFailed:
+                pass  # the next one
+    return derivative.exchange_backward(grad, *rest)
+
+
 for _name in library.OPERATORS:
     library.implement(_name, _on_gpu)
+for _name in library.BACKWARD_OPERATORS:
+    library.implement(_name, _backward_on_gpu)

@@ -20,6 +20,10 @@ library.define(
     "exchange_sums(Tensor[] inputs, int[] counts, Tensor[] weights, int[] weighted, Tensor[] biases, int[] biased, "
     "int[] sizes, bool channels_last, str mode, bool align_corners, bool relu, bool allow_tf32) -> Tensor[]"
 )
+library.define(
+    "exchange_backward_sums(Tensor grad, Tensor? output, int[] sizes, bool channels_last, str mode, bool align_corners) "
+    "-> Tensor[]"
+)
 extension_error: str | None = None  # why the compiled CUDA kernels are not there
 try:
     import hrnet_fast._C_cuda  # noqa: F401
@@ -67,13 +71,18 @@ def why_not_together(calls: list[ExchangeCall]) -> str | None:
 
 def run_together(calls: list[ExchangeCall]) -> list[Tensor]:
     """The calls, for which ``why_not_together`` has no objection, in one launch; without their projections."""
-    global _failure
     arguments = launch_arguments(calls)
     x = arguments[0][0]
     if arguments[-1] and torch.cuda.get_device_capability(x.device) < MIN_CAPABILITY_TF32:
         arguments = (*arguments[:-1], False)
+    return _launch(torch.ops.hrnet_fast.exchange_sums, arguments)
+
+
+def _launch(operator, arguments: tuple) -> list[Tensor]:
+    """Runs a kernel; remembers one that cannot be launched, which another call would not change."""
+    global _failure
     try:
-        return torch.ops.hrnet_fast.exchange_sums(*arguments)
+        return operator(*arguments)
     except RuntimeError as error:
         if "failed to launch" not in str(error):
             raise
@@ -103,6 +112,32 @@ def launch_arguments(calls: list[ExchangeCall]) -> tuple:
     biases = [bias for bias in biases if bias is not None]
     return (inputs, counts, weights, weighted, biases, biased, sizes, channels_last, first.mode, first.align_corners,
             first.relu, first.allow_tf32)  # fmt: skip
+
+
+def why_not_backward(grad: Tensor) -> str | None:
+    """Why the backward kernel cannot serve a gradient; None where it can."""
+    if grad.dtype not in gpu.DTYPES:
+        return f"it computes in float32, and this is {grad.dtype}"
+    return extension_error or _failure or gpu.why_not_device(MIN_CAPABILITY, grad.device)
+
+
+def backward(*arguments) -> list[Tensor]:
+    """The operator exchange_backward on a GPU."""
+    return _launch(torch.ops.hrnet_fast.exchange_backward_sums, backward_arguments(*arguments))
+
+
+def backward_arguments(grad, output, sizes, mode, align_corners, same) -> tuple:
+    """Those of exchange_backward as the arguments of ``exchange_backward_sums``."""
+    layout = torch.contiguous_format if grad.is_contiguous() else torch.channels_last
+    sizes = [*sizes, *(grad.shape[2:] if same else ())]
+    return (
+        gpu.dense(grad, layout),
+        gpu.dense(output, layout),
+        sizes,
+        layout == torch.channels_last,
+        mode,
+        align_corners,
+    )
 
 
 library.implement("exchange_cuda", lambda *arguments: on_device(ExchangeCall.from_arguments(*arguments)))

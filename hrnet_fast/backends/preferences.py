@@ -15,7 +15,7 @@ class Row(NamedTuple):
     """From this compute capability on, a kind of exchange is asked of these backends in turn."""
 
     capability: tuple[int, int]
-    kind: str  # "weightless", "exchange" or "head"
+    kind: str  # "weightless", "exchange", "head" or "backward"
     backends: tuple[str, ...]
     measured: str | None
 
@@ -25,9 +25,11 @@ GPU = (
     Row((8, 0), "weightless", ("triton", "cuda", "reference"), None),
     Row((8, 0), "exchange", ("cuda", "triton", "reference"), None),
     Row((8, 0), "head", ("triton", "cuda", "reference"), None),
+    Row((8, 0), "backward", ("cuda", "triton"), None),
     Row((7, 5), "weightless", ("cuda", "reference"), None),
     Row((7, 5), "exchange", ("cuda", "reference"), None),
     Row((7, 5), "head", ("cuda", "reference"), None),
+    Row((7, 5), "backward", ("cuda",), None),
 )
 OTHER = ("reference",)  # devices without kernels of ours
 
@@ -50,5 +52,13 @@ def order(call: ExchangeCall, capability: tuple[int, int] | None = None) -> tupl
         return CPU
     if device != "cuda" or capability is None:
         return OTHER
-    wanted = kind(call)
-    return next((row.backends for row in GPU if capability >= row.capability and row.kind == wanted), OTHER)
+    return _row(capability, kind(call)) or OTHER
+
+
+def backward(capability: tuple[int, int]) -> tuple[str, ...]:
+    """The names of the backends whose backward is asked, most wanted first."""
+    return _row(capability, "backward")
+
+
+def _row(capability: tuple[int, int], wanted: str) -> tuple[str, ...]:
+    return next((row.backends for row in GPU if capability >= row.capability and row.kind == wanted), ())

@@ -125,12 +125,17 @@ def _with_products(call: ExchangeCall, layout: torch.memory_format, settings: di
     return out
 
 
-def backward(grad, output, sizes, mode, align_corners, same) -> list[Tensor]:
-    """exchange_backward on a GPU: by the kernel, or in standard operators where it cannot serve."""
-    if _failure or grad.dtype not in gpu.DTYPES or _why_not_machine(grad.device) is not None:
-        return derivative.exchange_backward(grad, output, sizes, mode, align_corners, same)
-    with torch.cuda.device_of(grad), _failing():
-        return compute_backward(grad, output, sizes, mode, align_corners, same)
+def why_not_backward(grad: Tensor) -> str | None:
+    """Why the backward kernel cannot serve a gradient; None where it can."""
+    if grad.dtype not in gpu.DTYPES:
+        return f"it computes in float32, and this is {grad.dtype}"
+    return _failure or _why_not_machine(grad.device)
+
+
+def backward(*arguments) -> list[Tensor]:
+    """The operator exchange_backward on a GPU."""
+    with torch.cuda.device_of(arguments[0]), _failing():
+        return compute_backward(*arguments)
 
 
 def compute_backward(grad, output, sizes, mode, align_corners, same) -> list[Tensor]:
@@ -147,5 +152,3 @@ def compute_backward(grad, output, sizes, mode, align_corners, same) -> list[Ten
 
 
 library.implement("exchange_triton", lambda *arguments: on_device(ExchangeCall.from_arguments(*arguments)))
-library.implement("exchange_backward", backward)
-library.implement("exchange_backward_fwd", backward)

@@ -1,4 +1,5 @@
 // The kernels of csrc/cuda on the host, behind plain C functions for ctypes.
+#include "../../csrc/cuda/gather.h"
 #include "../../csrc/cuda/kernels.h"
 
 using namespace hrnet_fast;
@@ -15,11 +16,53 @@ void run(Launch& launch, bool channels_last) {
     start(grid.blocks, grid.threads, grid.shared, [&] { exchange_planar<T>(launch); });
 }
 
+template <class T>
+void run(BackwardLaunch& launch, bool channels_last) {
+  const Grid grid = plan(launch, channels_last, sizeof(T));
+  constexpr int kWidest = 16 / sizeof(T);
+  const auto begin = [&](auto kernel) { start(grid.blocks, grid.threads, 0, [&] { kernel(launch); }); };
+  if (!channels_last)
+    begin(exchange_backward<T, 1, true>);
+  else if (launch.vector == 1)
+    begin(exchange_backward<T, 1, false>);
+  else if (launch.vector == 2)
+    begin(exchange_backward<T, 2, false>);
+  else if (launch.vector == 4)
+    begin(exchange_backward<T, 4, false>);
+  else
+    begin(exchange_backward<T, kWidest, false>);
+}
+
 }  // namespace
 
 extern "C" {
 
 int size_of_launch() { return sizeof(Launch); }
+int size_of_backward_launch() { return sizeof(BackwardLaunch); }
+
+void exchange_backward_of(BackwardLaunch* launch, int dtype, int channels_last) {
+  if (dtype == 3)
+    run<Float16>(*launch, channels_last);
+  else if (dtype == 2)
+    run<BFloat16>(*launch, channels_last);
+  else
+    run<float>(*launch, channels_last);
+}
+
+// Whether every output position that reads a source position lies in that one's window.
+int windows_hold(int mode, int in_size, int out_size) {
+  const Mode m = static_cast<Mode>(mode);
+  const float scale = source_scale<float>(m, in_size, out_size);
+  const int window = output_window(scale, in_size, out_size);
+  for (int o = 0; o < out_size; ++o) {
+    const auto s = source_in(m, o, scale, in_size, out_size);
+    for (const int i : {s.i0, s.i1}) {
+      const int first = first_output(m, i, scale, in_size, out_size);
+      if (weight_of(s, i) > 0.f && (o < first || o >= first + window)) return 0;
+    }
+  }
+  return 1;
+}
 
 // dtype: 0 float32, 2 bfloat16, 3 float16
 void exchange(Launch* launch, int dtype, int channels_last, int tf32) {
