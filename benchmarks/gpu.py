@@ -26,6 +26,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import hrnet_fast as hf
+from benchmarks import training_memory
 from hrnet_fast import backends
 from hrnet_fast.bench import contenders, machine
 from hrnet_fast.modules.exchange_unit import PlainExchangeUnit
@@ -286,7 +287,12 @@ def sanitize(results: Path) -> int:
     return max(codes)
 
 
-STEPS = {"build": build, "test": test, "sanitize": sanitize}
+def memory(results: Path) -> int:
+    """Memory and time of a training step of the whole network."""
+    return training_memory.main(["--device", "cuda", "--steps", "10", "--json", str(results / "memory.json")])
+
+
+STEPS = {"build": build, "test": test, "sanitize": sanitize, "memory": memory}
 
 
 def main(arguments: list[str] | None = None) -> int:

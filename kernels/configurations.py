@@ -25,7 +25,7 @@ class Tile(NamedTuple):
 
 # (channels innermost, bytes of an element)
 UP_SUM_RELU = {
-    (True, 2): Tile(8, 16, 64, 4, 8, None),
+    (True, 2): Tile(4, 16, 64, 4, 8, None),
     (True, 4): Tile(4, 16, 16, 2, 4, None),
     (False, 2): Tile(2, 64, 4, 1, 4, None),
     (False, 4): Tile(2, 64, 4, 1, 4, None),
