@@ -20,6 +20,7 @@ _LAZY = {
     "create_model": "hrnet_fast.models",
     "list_models": "hrnet_fast.models",
     "load_checkpoint": "hrnet_fast.models",
+    "optimize": "hrnet_fast.engine",
 }
 
 __all__ = ["__version__", "exchange", *_LAZY]

@@ -1,4 +1,5 @@
 // The exchange for x86-64 with AVX-512 (F, BW, DQ, VL).
+#include "convolution.h"
 #include "isa.h"
 
 #ifdef HRNET_FAST_X86
@@ -7,6 +8,7 @@ namespace hrnet_fast {
 namespace avx512 {
 #include "vec_avx512.h"
 #include "exchange_impl.h"
+#include "convolve_impl.h"
 
 template <class V, class T>
 static void run(const Problem& q) {
@@ -29,6 +31,16 @@ void backward_avx512(const BackwardProblem& q) {
     case DType::kBFloat16: return avx512::Backward<avx512::VecAvx512, BFloat16>::run(q);
     case DType::kFloat16: return avx512::Backward<avx512::VecAvx512, Float16>::run(q);
     case DType::kFloat64: return avx512::Backward<avx512::VecGeneric<double, 8>, double>::run(q);
+  }
+}
+
+void convolve_avx512(const Convolution* convolutions, int count) {
+  using namespace avx512;
+  switch (convolutions->dtype) {
+    case DType::kFloat32: return Convolve<QuadsAvx512, float>::run(convolutions, count);
+    case DType::kBFloat16: return Convolve<QuadsAvx512, BFloat16>::run(convolutions, count);
+    case DType::kFloat16: return Convolve<QuadsAvx512, Float16>::run(convolutions, count);
+    case DType::kFloat64: return;  // refused before
   }
 }
 

@@ -1,4 +1,5 @@
 // The exchange for x86-64 with AVX512-BF16: bfloat16 products two channels a step.
+#include "convolution.h"
 #include "isa.h"
 
 #ifdef HRNET_FAST_X86
@@ -8,6 +9,7 @@ namespace hrnet_fast {
 namespace avx512_bf16 {
 #include "vec_avx512.h"
 #include "exchange_impl.h"
+#include "convolve_impl.h"
 }  // namespace avx512_bf16
 
 void exchange_avx512_bf16(const Problem& q) {
@@ -17,6 +19,12 @@ void exchange_avx512_bf16(const Problem& q) {
     ChannelsLast<VecAvx512, BFloat16, DotProducts<VecAvx512, BFloat16>>::run(q);
   else
     Planar<VecAvx512, BFloat16>::run(q);
+}
+
+void convolve_avx512_bf16(const Convolution* convolutions, int count) {
+  using namespace avx512_bf16;
+  if (convolutions->dtype != DType::kBFloat16) return convolve_avx512(convolutions, count);
+  Convolve<QuadsAvx512, BFloat16>::run(convolutions, count);
 }
 
 }  // namespace hrnet_fast

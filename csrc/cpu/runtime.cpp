@@ -15,6 +15,7 @@
 #include <stdexcept>
 #include <string>
 
+#include "convolution.h"
 #include "problem.h"
 
 namespace hrnet_fast {
@@ -59,6 +60,7 @@ struct Level {
   const char* name;
   void (*run)(const Problem&);
   void (*backward)(const BackwardProblem&);
+  void (*convolve)(const Convolution*, int);  // null: there is none
   bool (*supported)();
 };
 
@@ -91,12 +93,12 @@ bool has_amx() {
 const Level levels[] = {
                           // best first
 #if defined(__x86_64__)
-    {"amx", exchange_amx, backward_avx512, has_amx},
-    {"avx512_bf16", exchange_avx512_bf16, backward_avx512, has_avx512_bf16},
-    {"avx512", exchange_avx512, backward_avx512, has_avx512},
-    {"avx2", exchange_avx2, backward_avx2, has_avx2},
+    {"amx", exchange_amx, backward_avx512, convolve_avx512_bf16, has_amx},
+    {"avx512_bf16", exchange_avx512_bf16, backward_avx512, convolve_avx512_bf16, has_avx512_bf16},
+    {"avx512", exchange_avx512, backward_avx512, convolve_avx512, has_avx512},
+    {"avx2", exchange_avx2, backward_avx2, nullptr, has_avx2},
 #endif
-    {"portable", exchange_portable, backward_portable, [] { return true; }},
+    {"portable", exchange_portable, backward_portable, nullptr, [] { return true; }},
 };
 
 const Level& level() {
@@ -123,6 +125,15 @@ const Level& level() {
 void run_exchange(const Problem& problem) { level().run(problem); }
 
 void run_backward(const BackwardProblem& problem) { level().backward(problem); }
+
+const char* why_not_convolve() {
+  return level().convolve == nullptr ? "planned convolutions need AVX-512 (F, BW, DQ, VL)" : nullptr;
+}
+
+void run_convolve(const Convolution* convolutions, int count) {
+  if (why_not_convolve() != nullptr) throw std::runtime_error(why_not_convolve());
+  level().convolve(convolutions, count);
+}
 
 std::string cpu_capability() { return level().name; }
 

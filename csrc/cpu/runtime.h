@@ -3,6 +3,7 @@
 
 #include <string>
 
+#include "convolution.h"
 #include "problem.h"
 
 namespace hrnet_fast {
@@ -11,6 +12,8 @@ namespace hrnet_fast {
 // std::runtime_error where that one is unknown or missing.
 void run_exchange(const Problem& problem);
 void run_backward(const BackwardProblem& problem);
+void run_convolve(const Convolution* convolutions, int count);  // throws where why_not_convolve has a reason
+const char* why_not_convolve();  // why this CPU has no kernels for planned convolutions, or null
 std::string cpu_capability();    // the one that run_exchange takes
 std::string cpu_capabilities();  // all that this CPU has, best first, separated by blanks
 

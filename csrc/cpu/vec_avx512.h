@@ -118,7 +118,9 @@ struct VecAvx512 {
     }
   }
   static VecAvx512 fma(VecAvx512 a, VecAvx512 b, VecAvx512 c) { return {_mm512_fmadd_ps(a.v, b.v, c.v)}; }
+  static VecAvx512 fnma(VecAvx512 a, VecAvx512 b, VecAvx512 c) { return {_mm512_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a b
   VecAvx512 operator+(VecAvx512 o) const { return {_mm512_add_ps(v, o.v)}; }
+  VecAvx512 operator-(VecAvx512 o) const { return {_mm512_sub_ps(v, o.v)}; }
   VecAvx512 operator*(VecAvx512 o) const { return {_mm512_mul_ps(v, o.v)}; }
   static VecAvx512 where_positive(VecAvx512 y, VecAvx512 g) {  // y <= 0 ? 0 : g, which lets g pass where y is NaN
     return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y.v, _mm512_setzero_ps(), _CMP_NLE_UQ), g.v)};

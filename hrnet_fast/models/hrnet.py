@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from hrnet_fast.models.configs import Config
 from hrnet_fast.modules import ExchangeUnit, PlainExchangeUnit, blocks
 from hrnet_fast.modules.blocks import EXPANSION
+from hrnet_fast.standard import standard_operators_wanted
 
 
 class Parts(NamedTuple):
@@ -134,7 +135,7 @@ class HRNet(nn.Module):
 
     @torch.jit.unused
     def _fast_stem(self, image: Tensor) -> Tensor:
-        plan = None if self._folded_stem is None or torch.jit.is_tracing() else self._folded_stem.plan(self)
+        plan = None if self._folded_stem is None or standard_operators_wanted() else self._folded_stem.plan(self)
         return self._plain_stem(image) if plan is None else plan(image)
 
     def check_image(self, image: Tensor) -> None:

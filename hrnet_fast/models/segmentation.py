@@ -8,6 +8,7 @@ from hrnet_fast.exchange import exchange
 from hrnet_fast.models.configs import Config
 from hrnet_fast.models.hrnet import HRNet
 from hrnet_fast.modules import PlainSegmentationHead, SegmentationHead
+from hrnet_fast.standard import standard_operators_wanted
 
 
 class DenseHRNet(HRNet):
@@ -42,6 +43,8 @@ class DenseHRNet(HRNet):
     @torch.jit.unused
     def _exchange(self, x: Tensor, like: Tensor) -> Tensor:
         size = (like.shape[2], like.shape[3])
+        if standard_operators_wanted():
+            return F.interpolate(x, size, mode="bilinear", align_corners=self.align_corners)
         return exchange([x], size=size, align_corners=self.align_corners, activation=None)
 
 

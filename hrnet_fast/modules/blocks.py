@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hrnet_fast.convolution import FoldedConv
 from hrnet_fast.folding import FoldCache, fold_modules, has_hooks, why_not_fold
+from hrnet_fast.standard import standard_operators_wanted
 
 EXPANSION = 4  # of a bottleneck's output channels
 
@@ -154,7 +155,7 @@ class _Folding:
 
     @torch.jit.unused
     def _fast(self, x: Tensor) -> Tensor:
-        if torch.jit.is_tracing():
+        if standard_operators_wanted():
             return self._plain(x)
         plan = current_chain(self, self._folds, self._pairs(), self._residual, getattr(self, "downsample", None))
         return self._plain(x) if plan is None else plan(x)

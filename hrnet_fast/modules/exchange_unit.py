@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from hrnet_fast.call import MODES
 from hrnet_fast.folding import FoldCache
 from hrnet_fast.modules.exchange_plan import current_plan, exchange_streams
+from hrnet_fast.standard import standard_operators_wanted
 
 
 def up_path(in_channels: int, out_channels: int, momentum: float) -> nn.Sequential:
@@ -157,7 +158,7 @@ class ExchangeUnit(PlainExchangeUnit):
 
     @torch.jit.unused
     def _fast(self, streams: list[Tensor]) -> list[Tensor]:
-        if torch.jit.is_tracing():
+        if standard_operators_wanted():
             return self._plain(streams)
         self._check(streams)
         plan = current_plan(self, self._folds)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from hrnet_fast.exchange import exchange
 from hrnet_fast.folding import FoldCache, fold_modules, has_hooks, why_not_fold
 from hrnet_fast.modules.exchange_unit import up_path
+from hrnet_fast.standard import standard_operators_wanted
 
 
 class HeadPlan(NamedTuple):
@@ -170,7 +171,7 @@ class SegmentationHead(PlainSegmentationHead):
 
     @torch.jit.unused
     def _fast(self, streams: list[Tensor]) -> Tensor:
-        if torch.jit.is_tracing():
+        if standard_operators_wanted():
             return self._plain(streams)
         self._check(streams)
         plan = self._folds.current(self, self._foldable, self._fold)

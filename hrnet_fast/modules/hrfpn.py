@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from hrnet_fast.convolution import FoldedConv
 from hrnet_fast.exchange import exchange
 from hrnet_fast.folding import FoldCache, has_hooks, needs_grad
+from hrnet_fast.standard import standard_operators_wanted
 
 POOLINGS = ("average", "max")
 
@@ -123,7 +124,7 @@ class HRFPN(PlainHRFPN):
 
     @torch.jit.unused
     def _fast(self, streams: list[Tensor]) -> list[Tensor]:
-        if torch.jit.is_tracing():
+        if standard_operators_wanted():
             return self._plain(streams)
         self._check(streams)
         live = self.training or torch.compiler.is_compiling()

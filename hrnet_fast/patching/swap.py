@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hrnet_fast.folding import FoldCache
+from hrnet_fast.standard import standard_operators_wanted
 from hrnet_fast.tolerances import relative_error
 
 # On a small input; what rounding makes of half precision, and far less than what another formula would make.
@@ -105,7 +106,7 @@ def _patched_class(base: type[nn.Module], kind: str) -> type[nn.Module]:
 
 
 def _run(fast: Callable, plain: Callable, module: nn.Module, *args, **kwargs):
-    if torch.jit.is_tracing() or (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()):
+    if standard_operators_wanted() or (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()):
         return plain(module, *args, **kwargs)
     return fast(module, plain, getattr(module, _STATE), getattr(module, _FOLDS), *args, **kwargs)
 

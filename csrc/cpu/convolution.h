@@ -1,0 +1,47 @@
+// What one convolution of a planned network asks of the CPU kernels, in plain data, as in problem.h.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "../types.h"
+
+namespace hrnet_fast {
+
+constexpr int kMaxSources = 4;
+constexpr int64_t kChannelBlock = 6;  // output channels whose weights lie together: 18, 36, 48, 72, 96 are multiples
+
+enum class Algorithm { kDirect, kWinograd2, kWinograd4 };  // Winograd: output tiles of 2x2 or 4x4 pixels
+
+struct Planes {  // [n, channels, h, w], rows and planes dense
+  const void* data = nullptr;
+  int64_t channels = 0;
+  int64_t image_stride = 0;  // elements from one image to the next
+};
+
+// output = act(bias + residual + sum over sources of their convolutions), padded with kernel / 2 zeros on each side.
+struct Convolution {
+  Algorithm algorithm = Algorithm::kDirect;
+  DType dtype = DType::kFloat32;  // of the images; weights and bias are float32
+  int sources = 0;                // more than one: their channels in this order are the input channels
+  Planes source[kMaxSources];
+  Planes residual;  // of the output's shape; data null: absent
+  Planes output;
+  const float* weight = nullptr;  // as pack_weights lays it out
+  const float* bias = nullptr;    // [c_out]
+  int64_t n = 0, c_in = 0, h = 0, w = 0, c_out = 0, h_out = 0, w_out = 0;
+  int kernel = 3, stride = 1;
+  int64_t relu_from = 0;  // ReLU on the output channels from this one on
+};
+
+constexpr int64_t kMaxConvolutions = 16;
+
+// Elements of a packed weight, and the packing of weight [c_out, c_in, kernel, kernel].
+int64_t packed_weight_size(Algorithm algorithm, int64_t c_out, int64_t c_in, int kernel);
+void pack_weights(Algorithm algorithm, const float* weight, int64_t c_out, int64_t c_in, int kernel, float* packed);
+
+// Convolutions that do not depend on each other, shared out among the threads together.
+void convolve_avx512(const Convolution* convolutions, int count);
+void convolve_avx512_bf16(const Convolution* convolutions, int count);
+
+}  // namespace hrnet_fast

@@ -1,0 +1,116 @@
+// Convolutions that do not depend on each other, cut into tasks for all threads together: the branches of an HRNet are
+// of equal work and unequal shape, and a thread that has ended its share of one goes on with another. Included inside
+// the namespace of one instruction set.
+
+template <class Q, class T>
+class Convolve {
+  struct Cut {  // one convolution's tasks
+    const Convolution* q;
+    int64_t count;
+    int64_t size, pieces, parts;  // Winograd: registers of tiles of a task; parts of the output channels
+    int64_t rows, columns, down, across;  // direct: of a task, and tasks of an image
+    double cost;  // of a task, in multiplications
+  };
+
+ public:
+  static void run(const Convolution* convolutions, int count) {
+    Convolve group;
+    double total = 0;
+    for (int i = 0; i < count; ++i) total += work(convolutions[i]);
+    const int threads = num_threads();
+    for (int i = 0; i < count; ++i) {  // the longest tasks first
+      const Cut cut = cut_of(convolutions[i], total / threads);
+      int at = group.cuts_++;
+      for (; at > 0 && group.cut_[at - 1].cost < cut.cost; --at) group.cut_[at] = group.cut_[at - 1];
+      group.cut_[at] = cut;
+      group.tasks_ += cut.count;
+    }
+    if (threads == 1 || group.tasks_ == 1) return group.work_off();
+    parallel_for(threads, 1, [](int64_t, int64_t, void* self) { static_cast<Convolve*>(self)->work_off(); }, &group);
+  }
+
+ private:
+  Cut cut_[kMaxConvolutions];
+  int cuts_ = 0;
+  int64_t tasks_ = 0, next_ = 0;
+
+  void work_off() {
+    for (;;) {
+      int64_t task = __atomic_fetch_add(&next_, 1, __ATOMIC_RELAXED);
+      if (task >= tasks_) return;
+      int i = 0;
+      while (task >= cut_[i].count) task -= cut_[i++].count;
+      const Cut& c = cut_[i];
+      switch (c.q->algorithm) {
+        case Algorithm::kWinograd4: winograd<Winograd<Q, T, 4>>(c, task); break;
+        case Algorithm::kWinograd2: winograd<Winograd<Q, T, 2>>(c, task); break;
+        default: direct(c, task);
+      }
+    }
+  }
+
+  template <class W>
+  static void winograd(const Cut& c, int64_t task) {
+    const int64_t piece = task / c.parts, part = task % c.parts, blocks = ceil_div(c.q->c_out, kChannelBlock);
+    const int64_t all = W::vectors(*c.q), first = piece * all / c.pieces, last = (piece + 1) * all / c.pieces;
+    W::run(*c.q, first, static_cast<int>(last - first), blocks * part / c.parts, blocks * (part + 1) / c.parts);
+  }
+
+  static void direct(const Cut& c, int64_t task) {
+    using D = Direct<Q, T>;
+    const int64_t part = task % c.parts, tile = task / c.parts, image = tile / (c.down * c.across);
+    const int64_t y = tile / c.across % c.down * c.rows, x = tile % c.across * c.columns;
+    const int64_t height = D::height(*c.q), width = D::width(*c.q), blocks = ceil_div(c.q->c_out, kChannelBlock);
+    D::run(*c.q, image, y, y + c.rows < height ? y + c.rows : height, x, x + c.columns < width ? x + c.columns : width,
+           blocks * part / c.parts, blocks * (part + 1) / c.parts);
+  }
+
+  // Multiplications, and for Winograd what the transforms add to them.
+  static double work(const Convolution& q) {
+    const double pairs = static_cast<double>(q.c_in) * q.c_out, channels = static_cast<double>(q.c_in + q.c_out);
+    const double tiles = 16. * vectors(q);
+    switch (q.algorithm) {
+      case Algorithm::kWinograd4: return tiles * (36 * pairs + 250 * channels);
+      case Algorithm::kWinograd2: return tiles * (16 * pairs + 80 * channels);
+      default: return static_cast<double>(q.kernel) * q.kernel * pairs * q.n * q.h_out * q.w_out;
+    }
+  }
+  static int64_t vectors(const Convolution& q) {
+    return q.algorithm == Algorithm::kWinograd4 ? Winograd<Q, T, 4>::vectors(q) : Winograd<Q, T, 2>::vectors(q);
+  }
+
+  static Cut cut_of(const Convolution& q, double share) {
+    return q.algorithm == Algorithm::kDirect ? cut_direct(q, share) : cut_winograd(q, share);
+  }
+
+  static Cut cut_winograd(const Convolution& q, double share) {
+    const int64_t all = vectors(q), blocks = ceil_div(q.c_out, kChannelBlock);
+    int64_t block = q.algorithm == Algorithm::kWinograd4 ? Winograd<Q, T, 4>::block(q) : Winograd<Q, T, 2>::block(q);
+    const double each = work(q) / static_cast<double>(all);
+    while (block > 1 && each * static_cast<double>(block) > share) --block;
+    const int64_t pieces = ceil_div(all, block);
+    // too few tiles for the threads: the channels are shared out, and each part transforms the inputs again
+    const double cost = work(q) / static_cast<double>(pieces);
+    const int64_t wanted = static_cast<int64_t>(cost / share + 0.99);
+    const int64_t parts = wanted < 1 ? 1 : wanted > blocks ? blocks : wanted;
+    return {&q, pieces * parts, block, pieces, parts, 0, 0, 0, 0, cost / static_cast<double>(parts)};
+  }
+
+  static Cut cut_direct(const Convolution& q, double share) {
+    using D = Direct<Q, T>;
+    constexpr int64_t kPanelBytes = 400 << 10;
+    const int64_t height = D::height(q), width = D::width(q), blocks = ceil_div(q.c_out, kChannelBlock);
+    const double pixel = work(q) / (static_cast<double>(q.n) * height * width);
+    int64_t columns = width, rows = height;
+    const auto large = [&] {
+      return D::panel_bytes(q, rows, columns) > kPanelBytes || pixel * rows * columns > share / 2;
+    };
+    while (rows > 1 && large()) rows = (rows + 1) / 2;
+    while (columns > 4 * Q::L && large()) columns = round_up(columns / 2, 4 * Q::L);
+    const int64_t down = ceil_div(height, rows), across = ceil_div(width, columns);
+    const double cost = pixel * rows * columns;
+    const int64_t wanted = static_cast<int64_t>(cost / share + 0.5);
+    const int64_t parts = wanted < 1 ? 1 : wanted > blocks ? blocks : wanted;
+    return {&q, q.n * down * across * parts, 0, 0, parts, rows, columns, down, across, cost / parts};
+  }
+};

@@ -1,0 +1,139 @@
+// Convolutions of any odd kernel and stride 1 or 2, output pixels in the lanes. Included inside the namespace of one
+// instruction set.
+//
+// A task computes some rows of the output. It first copies what they read of the input, in float32 and with zeros
+// around the image, into a panel that stays in the second cache; with stride 2 odd and even rows and columns go to
+// planes of their own (phases), so that sixteen outputs read sixteen neighbours. Then registers of six channels by four
+// times sixteen pixels go through all taps and input channels.
+
+template <class Q, class T>
+class Direct {
+  using V = typename Q::V;
+  static constexpr int64_t L = Q::L;
+  static constexpr int kMost = 4;  // registers of pixels at once
+
+ public:
+  // A 1x1 convolution of stride 1 knows no rows: its planes are one long row.
+  static int64_t height(const Convolution& q) { return flat(q) ? 1 : q.h_out; }
+  static int64_t width(const Convolution& q) { return flat(q) ? q.h_out * q.w_out : q.w_out; }
+  static bool flat(const Convolution& q) { return q.kernel == 1 && q.stride == 1; }
+
+  // Rows and columns first .. last - 1 of an image, output channels of the blocks from .. to - 1.
+  static void run(const Convolution& q, int64_t image, int64_t y0, int64_t y1, int64_t x0, int64_t x1, int64_t from,
+                  int64_t to) {
+    Direct(q, image, y0, y1, x0, x1).channels(from, to);
+  }
+  // Bytes of the panel of a task of so many rows and columns.
+  static int64_t panel_bytes(const Convolution& q, int64_t rows, int64_t columns) {
+    const int64_t reach = (q.kernel - 1) / q.stride;
+    const int64_t channel = q.stride * q.stride * (rows + reach) * (columns + reach) + L;
+    return q.c_in * channel * static_cast<int64_t>(sizeof(float));
+  }
+
+ private:
+  const Convolution& q_;
+  const int64_t image_, y0_, x0_, rows_, columns_, h_, w_;
+  const int64_t pitch_, phase_, channel_;  // elements of the panel from row to row, plane to plane, channel to channel
+  float* panel_;
+
+  Direct(const Convolution& q, int64_t image, int64_t y0, int64_t y1, int64_t x0, int64_t x1)
+      : q_(q),
+        image_(image),
+        y0_(y0),
+        x0_(x0),
+        rows_(y1 - y0),
+        columns_(x1 - x0),
+        h_(flat(q) ? 1 : q.h),
+        w_(flat(q) ? q.h * q.w : q.w),
+        pitch_(columns_ + (q.kernel - 1) / q.stride),
+        phase_(pitch_ * (rows_ + (q.kernel - 1) / q.stride)),
+        channel_(phase_ * q.stride * q.stride + L) {
+    panel_ = static_cast<float*>(scratch(0, (q.c_in * channel_ + 4 * L) * sizeof(float)));
+    float* to = panel_;
+    for (int s = 0; s < q.sources; ++s) {
+      const T* from = static_cast<const T*>(q.source[s].data) + image * q.source[s].image_stride;
+      for (int64_t c = 0; c < q.source[s].channels; ++c, from += h_ * w_, to += channel_) copy(from, to);
+    }
+  }
+
+  void copy(const T* plane, float* to) const {
+    const int64_t pad = q_.kernel / 2, rows = phase_ / pitch_;
+    for (int phase = 0; phase < q_.stride; ++phase)
+      for (int64_t r = 0; r < rows; ++r) {
+        const int64_t y = q_.stride * (y0_ + r) + phase - pad;
+        float* row = to + phase * q_.stride * phase_ + r * pitch_;
+        const T* source = y >= 0 && y < h_ ? plane + y * w_ : nullptr;
+        q_.stride == 1 ? copy_row(source, x0_ - pad, row) : copy_row_split(source, 2 * x0_ - pad, row, row + phase_);
+      }
+  }
+  void copy_row(const T* source, int64_t x, float* row) const {
+    for (int64_t i = 0; i < pitch_; i += L, x += L) {
+      const auto inside = source == nullptr ? Q::mask(0, 0) : Q::mask(-x, w_ - x);
+      Q::store(row + i, Q::mask(0, pitch_ - i), Q::load((source == nullptr ? first() : source) + x, inside));
+    }
+  }
+  void copy_row_split(const T* source, int64_t x, float* even, float* odd) const {
+    for (int64_t i = 0; i < pitch_; i += L, x += 2 * L) {
+      const auto low = source == nullptr ? Q::mask(0, 0) : Q::mask(-x, w_ - x);
+      const auto high = source == nullptr ? Q::mask(0, 0) : Q::mask(-x - L, w_ - x - L);
+      const T* p = (source == nullptr ? first() : source) + x;
+      V a, b;
+      Q::deinterleave(Q::load(p, low), Q::load(p + L, high), a, b);
+      Q::store(even + i, Q::mask(0, pitch_ - i), a);
+      Q::store(odd + i, Q::mask(0, pitch_ - i), b);
+    }
+  }
+  const T* first() const { return static_cast<const T*>(q_.source[0].data); }
+
+  void channels(int64_t from, int64_t to) const {
+    const int64_t across = ceil_div(columns_, L), count = rows_ * across;
+    for (int64_t block = from; block < to; ++block)
+      for (int64_t i = 0; i < count; i += kMost) {
+        switch (count - i < kMost ? count - i : kMost) {
+          case 1: pixels<1>(block, i, across); break;
+          case 2: pixels<2>(block, i, across); break;
+          case 3: pixels<3>(block, i, across); break;
+          default: pixels<4>(block, i, across);
+        }
+      }
+  }
+
+  template <int B>
+  void pixels(int64_t block, int64_t first, int64_t across) const {
+    V sum[kChannelBlock][B];
+    const float* at[B];
+    for (int o = 0; o < kChannelBlock; ++o)
+      for (int b = 0; b < B; ++b) sum[o][b] = V::zero();
+    for (int b = 0; b < B; ++b) at[b] = panel_ + (first + b) / across * pitch_ + (first + b) % across * L;
+    const float* weight = q_.weight + block * q_.kernel * q_.kernel * q_.c_in * kChannelBlock;
+    for (int ky = 0; ky < q_.kernel; ++ky)
+      for (int kx = 0; kx < q_.kernel; ++kx) {
+        const int s = q_.stride;
+        int64_t offset = (ky % s * s + kx % s) * phase_ + ky / s * pitch_ + kx / s;
+        for (int64_t c = 0; c < q_.c_in; ++c, offset += channel_, weight += kChannelBlock) {
+          V in[B];
+          for (int b = 0; b < B; ++b) in[b] = V::load(at[b] + offset);
+          for (int o = 0; o < kChannelBlock; ++o) {
+            const V factor = V::set1(weight[o]);
+            for (int b = 0; b < B; ++b) sum[o][b] = V::fma(factor, in[b], sum[o][b]);
+          }
+        }
+      }
+    for (int o = 0; o < kChannelBlock; ++o) {
+      const int64_t channel = block * kChannelBlock + o;
+      if (channel >= q_.c_out) break;
+      const V bias = V::set1(q_.bias[channel]);
+      const int64_t plane = channel * q_.h_out * q_.w_out;
+      for (int b = 0; b < B; ++b) {
+        const int64_t x = (first + b) % across * L, y = y0_ + (first + b) / across;
+        const auto mask = Q::mask(0, columns_ - x);
+        const int64_t at = plane + y * q_.w_out + x0_ + x;
+        V out = sum[o][b] + bias;
+        if (q_.residual.data)
+          out = out + Q::load(static_cast<const T*>(q_.residual.data) + image_ * q_.residual.image_stride + at, mask);
+        if (channel >= q_.relu_from) out = out.relu();
+        Q::store(static_cast<T*>(const_cast<void*>(q_.output.data)) + image_ * q_.output.image_stride + at, mask, out);
+      }
+    }
+  }
+};

@@ -1,0 +1,69 @@
+// Tiles of a Winograd convolution in the lanes of AVX-512 registers. Included inside the namespace of one instruction
+// set.
+//
+// A quad is four tiles side by side; a register holds one element of the sixteen tiles of four quads, lane 4 * quad +
+// tile. In memory the pixels of a quad's row lie side by side: `split` and `merge` go from the one order to the other.
+
+struct QuadsAvx512 {
+  using V = VecAvx512;
+  using Mask = __mmask16;
+  static constexpr int L = 16, kQuads = 4;
+
+  static Mask mask(int64_t first, int64_t last) {  // lanes first .. last - 1
+    const auto upto = [](int64_t n) { return n <= 0 ? 0u : n >= 16 ? 0xffffu : (1u << n) - 1u; };
+    return static_cast<Mask>(upto(last) & ~upto(first));
+  }
+  static V load(const float* p, Mask m) { return {_mm512_maskz_loadu_ps(m, p)}; }
+  static V load(const BFloat16* p, Mask m) { return V::widen_bf16(_mm256_maskz_loadu_epi16(m, p)); }
+  static V load(const Float16* p, Mask m) { return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, p))}; }
+  static void store(float* p, Mask m, V x) { _mm512_mask_storeu_ps(p, m, x.v); }
+  template <class T>
+  static void store(T* p, Mask m, V x) {
+    _mm256_mask_storeu_epi16(p, m, x.narrow(T{}));
+  }
+
+  // to[k], lane 4 q + t: pixel STEP * t + k of quad q's row, for the FIRST two or all four k
+  template <int STEP, int FIRST>
+  static void split(const V (&rows)[4], V* to) {
+    alignas(64) static const int32_t kPick[2][16] = {
+        {0, STEP, 2 * STEP, 3 * STEP, 16, 16 + STEP, 16 + 2 * STEP, 16 + 3 * STEP,  //
+         1, STEP + 1, 2 * STEP + 1, 3 * STEP + 1, 17, 17 + STEP, 17 + 2 * STEP, 17 + 3 * STEP},
+        {2, STEP + 2, 2 * STEP + 2, 3 * STEP + 2, 18, 18 + STEP, 18 + 2 * STEP, 18 + 3 * STEP,  //
+         3, STEP + 3, 2 * STEP + 3, 3 * STEP + 3, 19, 19 + STEP, 19 + 2 * STEP, 19 + 3 * STEP}};
+    for (int k = 0; k < FIRST; k += 2) {
+      const __m512i pick = _mm512_load_si512(kPick[k / 2]);
+      const __m512 upper = _mm512_permutex2var_ps(rows[0].v, pick, rows[1].v);
+      const __m512 lower = _mm512_permutex2var_ps(rows[2].v, pick, rows[3].v);
+      to[k].v = _mm512_shuffle_f32x4(upper, lower, 0x44);
+      to[k + 1].v = _mm512_shuffle_f32x4(upper, lower, 0xee);
+    }
+  }
+  // rows[q]: the pixels of quad q's row, from pixels k = 0 .. 3 of its tiles
+  static void merge(const V (&pixels)[4], V (&rows)[4]) {
+    alignas(64) static const int32_t kPick[2][16] = {{0, 8, 16, 24, 1, 9, 17, 25, 2, 10, 18, 26, 3, 11, 19, 27},
+                                                     {4, 12, 20, 28, 5, 13, 21, 29, 6, 14, 22, 30, 7, 15, 23, 31}};
+    const __m512 first[2] = {_mm512_shuffle_f32x4(pixels[0].v, pixels[1].v, 0x44),   // quads 0 and 1
+                             _mm512_shuffle_f32x4(pixels[2].v, pixels[3].v, 0x44)};
+    const __m512 second[2] = {_mm512_shuffle_f32x4(pixels[0].v, pixels[1].v, 0xee),  // quads 2 and 3
+                              _mm512_shuffle_f32x4(pixels[2].v, pixels[3].v, 0xee)};
+    for (int q = 0; q < 2; ++q) {
+      const __m512i pick = _mm512_load_si512(kPick[q]);
+      rows[q].v = _mm512_permutex2var_ps(first[0], pick, first[1]);
+      rows[2 + q].v = _mm512_permutex2var_ps(second[0], pick, second[1]);
+    }
+  }
+  static void merge(const V (&pixels)[2], V (&rows)[4]) {  // eight pixels a row
+    alignas(64) static const int32_t kPick[4][16] = {{0, 16, 1, 17, 2, 18, 3, 19},
+                                                     {4, 20, 5, 21, 6, 22, 7, 23},
+                                                     {8, 24, 9, 25, 10, 26, 11, 27},
+                                                     {12, 28, 13, 29, 14, 30, 15, 31}};
+    for (int q = 0; q < 4; ++q)
+      rows[q].v = _mm512_permutex2var_ps(pixels[0].v, _mm512_load_si512(kPick[q]), pixels[1].v);
+  }
+  // Pixels 0, 2, 4, ... and 1, 3, 5, ... of two registers.
+  static void deinterleave(V a, V b, V& even, V& odd) {
+    const __m512i pick = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+    even.v = _mm512_permutex2var_ps(a.v, pick, b.v);
+    odd.v = _mm512_permutex2var_ps(a.v, _mm512_add_epi32(pick, _mm512_set1_epi32(1)), b.v);
+  }
+};

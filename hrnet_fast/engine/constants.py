@@ -1,0 +1,130 @@
+"""The weights of planned networks as the kernels read them, folded and packed once and shared by all input sizes."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hrnet_fast.engine.graph import Weight
+from hrnet_fast.engine.lowering import Convolution, Exchange
+
+ALIGNMENT = 64
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a constant lies, and what fills it."""
+
+    blob: int
+    offset: int
+    bytes: int
+    fill: Callable[[Tensor], None]  # gets the bytes that it is to fill
+
+
+class Constants:
+    """Blobs of bytes: each plan adds one with what the earlier ones do not have."""
+
+    def __init__(self):
+        self.blobs: list[Tensor] = []
+        self._entries: dict[tuple, Entry] = {}
+        self._new: dict[tuple, tuple[int, Callable]] = {}
+        self._weights: dict[Weight, None] = {}  # in the order in which they came
+
+    def convolution(self, op: Convolution) -> tuple[tuple, tuple]:
+        """The keys of a convolution's packed weight and of its bias."""
+        c_in, c_out = sum(s.channels for s in op.sources), op.output.channels
+        parts = tuple(tuple(block) for block in op.weights)
+        self._note(w for block in parts for w in block)
+        size = torch.ops.hrnet_fast.packed_convolution_size(op.algorithm, c_out, c_in, op.kernel)
+
+        def fill_weight(to: Tensor) -> None:
+            weight = torch.cat([torch.cat([w.kernel() for w in block], 1) for block in parts]).contiguous()
+            torch.ops.hrnet_fast.pack_convolution(weight, op.algorithm, to.view(torch.float32))
+
+        def fill_bias(to: Tensor) -> None:
+            to.view(torch.float32).copy_(torch.cat([_bias(block) for block in parts]))
+
+        return (self._add(("weight", parts, op.algorithm), 4 * size, fill_weight),
+                self._add(("bias", parts), 4 * c_out, fill_bias))  # fmt: skip
+
+    def matrix(self, weight: Weight, dtype: torch.dtype) -> tuple:
+        """The key of a 1x1 weight [c_out, c_in] in another dtype."""
+        self._note([weight])
+        c_out, c_in, _ = weight.shape
+
+        def fill(to: Tensor) -> None:
+            to.view(dtype).copy_(weight.kernel().flatten())
+
+        return self._add(("matrix", weight, dtype), c_out * c_in * dtype.itemsize, fill)
+
+    def vector(self, weights: Iterable[Weight], dtype: torch.dtype) -> tuple:
+        """The key of the sum of some biases in another dtype."""
+        weights = tuple(weights)
+        self._note(weights)
+
+        def fill(to: Tensor) -> None:
+            to.view(dtype).copy_(_bias(weights))
+
+        return self._add(("vector", weights, dtype), weights[0].shape[0] * dtype.itemsize, fill)
+
+    def exchange_bias(self, op: Exchange, dtype: torch.dtype) -> tuple | None:
+        """The key of an exchange's bias; None where it has none."""
+        weights = [weight for _, weight in op.inputs if weight is not None]
+        return self.vector(weights, dtype) if weights else None
+
+    def commit(self) -> None:
+        """Fills a new blob with what was added since the last one."""
+        total = 0
+        places = []
+        for key, (size, fill) in self._new.items():
+            places.append((key, Entry(len(self.blobs), total, size, fill)))
+            total += -(-size // ALIGNMENT) * ALIGNMENT
+        self._new = {}
+        if total:
+            self.blobs.append(torch.empty(total, dtype=torch.uint8))
+            for key, entry in places:
+                self._fill(entry)
+                self._entries[key] = entry
+
+    def refill(self) -> None:
+        """Computes everything again from the parameters of now."""
+        self.check()
+        for entry in self._entries.values():
+            self._fill(entry)
+
+    def place(self, key: tuple) -> Entry:
+        """Where a constant lies, after ``commit``."""
+        return self._entries[key]
+
+    def leaves(self) -> list[Tensor]:
+        """The parameters and buffers that the weights are made of."""
+        return list({id(t): t for w in self._weights for c in w.constants() for t in c.leaves()}.values())
+
+    def check(self) -> None:
+        """Raise ValueError where a weight is not finite."""
+        for tensor in self.leaves():
+            if not torch.isfinite(tensor).all():
+                raise ValueError(f"model: a parameter or buffer of shape {list(tensor.shape)} holds NaN or Inf")
+
+    def _note(self, weights: Iterable[Weight]) -> None:
+        self._weights.update(dict.fromkeys(weights))
+
+    def _add(self, key: tuple, size: int, fill: Callable) -> tuple:
+        if key not in self._entries:
+            self._new.setdefault(key, (size, fill))
+        return key
+
+    def _fill(self, entry: Entry) -> None:
+        with torch.inference_mode(False), torch.no_grad():
+            entry.fill(self.blobs[entry.blob][entry.offset : entry.offset + entry.bytes])
+
+
+def _bias(weights: Iterable[Weight]) -> Tensor:
+    """The sum of biases [c_out], in float32; those that are absent count as zeros."""
+    total = None
+    for weight in weights:
+        bias = weight.shift()
+        bias = torch.zeros(weight.shape[0]) if bias is None else bias
+        total = bias if total is None else total + bias
+    return total

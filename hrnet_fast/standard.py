@@ -1,0 +1,25 @@
+"""A switch for those who record networks: within it every module of ours computes by standard operators only."""
+
+import contextlib
+import threading
+from collections.abc import Iterator
+
+import torch
+
+_local = threading.local()
+
+
+@contextlib.contextmanager
+def standard_operators() -> Iterator[None]:
+    """Within this block, in this thread, fast and patched modules run step by step, as the official code does."""
+    before = getattr(_local, "wanted", False)
+    _local.wanted = True
+    try:
+        yield
+    finally:
+        _local.wanted = before
+
+
+def standard_operators_wanted() -> bool:
+    """Whether a network is being recorded: by ``standard_operators``, or by torch.jit.trace."""
+    return getattr(_local, "wanted", False) or torch.jit.is_tracing()
