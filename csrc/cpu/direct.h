@@ -11,6 +11,8 @@ class Direct {
   using V = typename Q::V;
   static constexpr int64_t L = Q::L;
   static constexpr int kMost = 4;  // registers of pixels at once
+  // Planes lie far apart, and the hardware looks ahead only in one: the next ones are asked for while one is copied.
+  static constexpr int64_t kAhead = 4;
 
  public:
   // A 1x1 convolution of stride 1 knows no rows: its planes are one long row.
@@ -69,7 +71,9 @@ class Direct {
   void copy_row(const T* source, int64_t x, float* row) const {
     for (int64_t i = 0; i < pitch_; i += L, x += L) {
       const auto inside = source == nullptr ? Q::mask(0, 0) : Q::mask(-x, w_ - x);
-      Q::store(row + i, Q::mask(0, pitch_ - i), Q::load((source == nullptr ? first() : source) + x, inside));
+      const T* p = (source == nullptr ? first() : source) + x;
+      __builtin_prefetch(p + kAhead * h_ * w_);
+      Q::store(row + i, Q::mask(0, pitch_ - i), Q::load(p, inside));
     }
   }
   void copy_row_split(const T* source, int64_t x, float* even, float* odd) const {
@@ -77,6 +81,8 @@ class Direct {
       const auto low = source == nullptr ? Q::mask(0, 0) : Q::mask(-x, w_ - x);
       const auto high = source == nullptr ? Q::mask(0, 0) : Q::mask(-x - L, w_ - x - L);
       const T* p = (source == nullptr ? first() : source) + x;
+      __builtin_prefetch(p + kAhead * h_ * w_);
+      __builtin_prefetch(p + kAhead * h_ * w_ + L);
       V a, b;
       Q::deinterleave(Q::load(p, low), Q::load(p + L, high), a, b);
       Q::store(even + i, Q::mask(0, pitch_ - i), a);

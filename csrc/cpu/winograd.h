@@ -74,18 +74,38 @@ class Winograd {
 
  private:
   static constexpr int64_t kBlockBytes = 600 << 10;
-  struct Quad {
-    int64_t image;  // first image's offset, -1 where there is no such quad
-    int64_t n, y, x;
+  struct Quad {  // offsets in elements, from the beginning of the tensors
+    int64_t y;  // first row
+    int64_t input;  // of the first pixel that the quad reads: one row up, one column to the left
+    int64_t output, residual;
+    int rows;  // that it has to store; 0: there is no such quad
+    typename Q::Mask reads, more,
+        stores;  // columns inside of the image; with M = 4 two of those read come on their own
+  };
+  struct Quads {
+    Quad quad[4];
+    bool inner;  // all rows that they read are inside of the image
   };
   const Convolution& q_;
-  explicit Winograd(const Convolution& q) : q_(q) {}
+  const int64_t plane_;
+  explicit Winograd(const Convolution& q) : q_(q), plane_(q.h * q.w) {}
 
-  void place(int64_t vector, Quad (&quads)[4]) const {
+  void place(int64_t vector, Quads& to) const {
     const int64_t across = ceil_div(q_.w, kWidth), down = ceil_div(q_.h, M);
+    to.inner = true;
     for (int i = 0; i < Q::kQuads; ++i) {
-      const int64_t quad = vector * Q::kQuads + i, row = quad / across;
-      quads[i] = {row < q_.n * down ? 0 : -1, row / down, row % down * M, quad % across * kWidth};
+      const int64_t quad = vector * Q::kQuads + i, row = quad / across, n = row / down;
+      const int64_t y = row % down * M, x = quad % across * kWidth, at = y * q_.w + x;
+      Quad& t = to.quad[i];
+      t.y = y;
+      t.rows = n >= q_.n ? 0 : static_cast<int>(q_.h - y < M ? q_.h - y : M);
+      t.input = n * q_.source[0].image_stride + at - q_.w - 1;
+      t.output = n * q_.output.image_stride + at;
+      t.residual = n * q_.residual.image_stride + at;
+      t.reads = Q::mask(1 - x, q_.w + 1 - x);
+      t.more = Q::mask(0, q_.w - 3 - x);
+      t.stores = Q::mask(0, q_.w - x < kWidth ? q_.w - x : kWidth);
+      to.inner = to.inner && n < q_.n && y > 0 && y + M < q_.h;
     }
   }
 
@@ -95,10 +115,13 @@ class Winograd {
     constexpr int64_t kProducts = P * G * kChannelBlock * B * L;
     float* products = static_cast<float*>(scratch(0, (kProducts + P * pitch) * sizeof(float)));
     float* inputs = products + kProducts;
-    Quad quads[B][4];
+    Quads quads[B];
     for (int b = 0; b < B; ++b) {
       place(first + b, quads[b]);
-      transform_inputs(quads[b], inputs + b * L, step, pitch);
+      if (quads[b].inner)
+        transform_inputs<true>(quads[b], inputs + b * L, step, pitch);
+      else
+        transform_inputs<false>(quads[b], inputs + b * L, step, pitch);
     }
     int64_t block = from;
     for (; block + G <= to; block += G) channels<B, G>(quads, block, inputs, pitch, products);
@@ -109,32 +132,31 @@ class Winograd {
     if (block < to) channels<B, 1>(quads, block, inputs, pitch, products);
   }
 
-  void transform_inputs(const Quad (&quads)[4], float* to, int64_t step, int64_t pitch) const {
-    const T* rows[4][N];
-    typename Q::Mask masks[4][N], more[4][N];
-    const Planes& source = q_.source[0];
-    for (int i = 0; i < 4; ++i)
-      for (int r = 0; r < N; ++r) {
-        const Quad& quad = quads[i];
-        const int64_t y = quad.y - 1 + r;
-        const bool inside = quad.image >= 0 && y >= 0 && y < q_.h;
-        rows[i][r] =
-            static_cast<const T*>(source.data) + (inside ? quad.n * source.image_stride + y * q_.w + quad.x - 1 : 0);
-        // a quad reads kWidth + 2 pixels; with M = 4 the last two come in a register of their own
-        masks[i][r] = inside ? Q::mask(1 - quad.x, q_.w + 1 - quad.x) : Q::mask(0, 0);
-        more[i][r] = inside ? Q::mask(0, q_.w - 3 - quad.x) : Q::mask(0, 0);
-      }
-    for (int64_t c = 0; c < q_.c_in; ++c, to += step) {
+  template <bool INNER>
+  void transform_inputs(const Quads& quads, float* to, int64_t step, int64_t pitch) const {
+    const T* from = static_cast<const T*>(q_.source[0].data);
+    const T* at[4];
+    typename Q::Mask reads[4], more[4];
+    for (int i = 0; i < 4; ++i) {
+      at[i] = from + quads.quad[i].input;
+      reads[i] = quads.quad[i].reads, more[i] = quads.quad[i].more;
+    }
+    for (int64_t c = 0, offset = 0; c < q_.c_in; ++c, offset += plane_, to += step) {
       V d[N][N];
       for (int r = 0; r < N; ++r) {
-        V pixels[4];
-        for (int i = 0; i < 4; ++i) pixels[i] = Q::load(rows[i][r], masks[i][r]);
-        Q::template split<M, 4>(pixels, d[r]);
-        if constexpr (M == 4) {
-          for (int i = 0; i < 4; ++i) pixels[i] = Q::load(rows[i][r] + 4, more[i][r]);
-          Q::template split<M, 2>(pixels, d[r] + 4);
+        const int64_t row = offset + r * q_.w;
+        V pixels[4], last[4];
+        for (int i = 0; i < 4; ++i) {
+          const Quad& quad = quads.quad[i];
+          if (INNER || (quad.rows > 0 && quad.y - 1 + r >= 0 && quad.y - 1 + r < q_.h)) {
+            pixels[i] = Q::load(at[i] + row, reads[i]);
+            if (M == 4) last[i] = Q::load(at[i] + row + 4, more[i]);
+          } else {
+            pixels[i] = last[i] = V::zero();
+          }
         }
-        for (int i = 0; i < 4; ++i) rows[i][r] += q_.h * q_.w;
+        Q::template split<M, 4>(pixels, d[r]);
+        if constexpr (M == 4) Q::template split<M, 2>(last, d[r] + 4);
         Transform::input(d[r]);
       }
       for (int x = 0; x < N; ++x) {
@@ -148,7 +170,7 @@ class Winograd {
 
   // G blocks of output channels of B registers of tiles
   template <int B, int G>
-  void channels(const Quad (&quads)[B][4], int64_t block, const float* inputs, int64_t pitch, float* products) const {
+  void channels(const Quads (&quads)[B], int64_t block, const float* inputs, int64_t pitch, float* products) const {
     constexpr int O = G * kChannelBlock;
     const int64_t weights = P * q_.c_in * kChannelBlock;  // of a block
     const float* weight = q_.weight + block * weights;
@@ -178,15 +200,13 @@ class Winograd {
     }
   }
 
-  void finish(const Quad (&quads)[4], int64_t channel, const float* products) const {
+  void finish(const Quads& quads, int64_t channel, const float* products) const {
     V rows[N][M];
     for (int r = 0; r < N; ++r) {
       V m[N];
       for (int x = 0; x < N; ++x) m[x] = V::load(products + (r * N + x) * L);
       Transform::output(m, rows[r]);
     }
-    const V bias = V::set1(q_.bias[channel]);
-    const bool relu = channel >= q_.relu_from;
     V y[M][M];
     for (int x = 0; x < M; ++x) {
       V column[N], out[M];
@@ -194,20 +214,21 @@ class Winograd {
       Transform::output(column, out);
       for (int r = 0; r < M; ++r) y[r][x] = out[r];
     }
+    const V bias = V::set1(q_.bias[channel]);
+    const bool relu = channel >= q_.relu_from;
+    T* to = static_cast<T*>(const_cast<void*>(q_.output.data)) + channel * plane_;
+    const T* residual = static_cast<const T*>(q_.residual.data);
     for (int r = 0; r < M; ++r) {
       V pixels[4];
       Q::merge(y[r], pixels);
       for (int i = 0; i < 4; ++i) {
-        const Quad& quad = quads[i];
-        if (quad.image < 0 || quad.y + r >= q_.h) continue;
-        const int64_t at = (channel * q_.h + quad.y + r) * q_.w + quad.x;
-        const auto mask = Q::mask(0, q_.w - quad.x < kWidth ? q_.w - quad.x : kWidth);
+        const Quad& quad = quads.quad[i];
+        if (r >= quad.rows) continue;
         V out = pixels[i] + bias;
-        if (q_.residual.data)
-          out = out + Q::load(static_cast<const T*>(q_.residual.data) + quad.n * q_.residual.image_stride + at, mask);
+        if (residual != nullptr)
+          out = out + Q::load(residual + channel * plane_ + quad.residual + r * q_.w, quad.stores);
         if (relu) out = out.relu();
-        T* to = static_cast<T*>(const_cast<void*>(q_.output.data)) + quad.n * q_.output.image_stride + at;
-        Q::store(to, mask, out);
+        Q::store(to + quad.output + r * q_.w, quad.stores, out);
       }
     }
   }

@@ -9,6 +9,7 @@ from hrnet_fast.engine.tape import NotPlannable, Tape, Value
 
 MAX_SOURCES, MAX_CONVOLUTIONS = 4, 16  # kMaxSources and kMaxConvolutions of csrc/cpu/convolution.h
 DIRECT, WINOGRAD2, WINOGRAD4 = 0, 1, 2  # Algorithm of csrc/cpu/convolution.h
+READING = 2.4  # reading a weight from memory, in multiply-adds of a register: 25 GB/s beside 490 GFLOP/s
 
 
 @dataclass(eq=False)
@@ -226,9 +227,9 @@ def algorithm(shape: tuple[int, int, int, int], c_in: int) -> int:
         return -(-n * -(-h // tile) * -(-w // (4 * tile)) // 4)
 
     costs = {
-        WINOGRAD4: registers(4) * (36 * pairs + 250 * channels) + 36 * pairs,
-        WINOGRAD2: registers(2) * (16 * pairs + 80 * channels) + 16 * pairs,
-        DIRECT: n * h * -(-w // 16) * 9 * pairs + 9 * pairs,
+        WINOGRAD4: registers(4) * (36 * pairs + 250 * channels) + 36 * pairs * READING,
+        WINOGRAD2: registers(2) * (16 * pairs + 80 * channels) + 16 * pairs * READING,
+        DIRECT: n * h * -(-w // 16) * 9 * pairs + 9 * pairs * READING,
     }
     return min(costs, key=costs.get)
 
