@@ -12,6 +12,11 @@ template <class V, class T>
 static void run(const Problem& q) {
   q.channels_last ? ChannelsLast<V, T, FmaProducts<V, T>>::run(q) : Planar<V, T>::run(q);
 }
+
+template <class V, class T>
+static void norm(const NormProblem& q, bool forward) {
+  forward ? BatchNorm<V, T>::forward(q) : BatchNorm<V, T>::backward(q);
+}
 }  // namespace avx512
 
 void exchange_avx512(const Problem& q) {
@@ -29,6 +34,15 @@ void backward_avx512(const BackwardProblem& q) {
     case DType::kBFloat16: return avx512::Backward<avx512::VecAvx512, BFloat16>::run(q);
     case DType::kFloat16: return avx512::Backward<avx512::VecAvx512, Float16>::run(q);
     case DType::kFloat64: return avx512::Backward<avx512::VecGeneric<double, 8>, double>::run(q);
+  }
+}
+
+void norm_avx512(const NormProblem& q, bool forward) {
+  switch (q.dtype) {
+    case DType::kFloat32: return avx512::norm<avx512::VecAvx512, float>(q, forward);
+    case DType::kBFloat16: return avx512::norm<avx512::VecAvx512, BFloat16>(q, forward);
+    case DType::kFloat16: return avx512::norm<avx512::VecAvx512, Float16>(q, forward);
+    case DType::kFloat64: return avx512::norm<avx512::VecGeneric<double, 8>, double>(q, forward);
   }
 }
 
