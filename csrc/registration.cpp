@@ -13,22 +13,13 @@
 #include <vector>
 
 #include "cpu/runtime.h"
+#include "tensors.h"
 
 namespace hrnet_fast {
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-DType dtype_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return DType::kFloat32;
-    case ScalarType::Double: return DType::kFloat64;
-    case ScalarType::BFloat16: return DType::kBFloat16;
-    case ScalarType::Half: return DType::kFloat16;
-    default: STD_TORCH_CHECK(false, "exchange: expected float32, float64, bfloat16 or float16 tensors");
-  }
-}
 
 Image image_of(const Tensor& x) {
   return {x.const_data_ptr(), x.size(0),   x.size(1),   x.size(2),  x.size(3),
@@ -52,16 +43,6 @@ Mode mode_of(const std::string& mode, bool align_corners) {
   STD_TORCH_CHECK(mode == "bilinear", "exchange: expected mode 'bilinear' or 'nearest', got '", mode, "'");
   return align_corners ? Mode::kBilinearAlignCorners : Mode::kBilinear;
 }
-
-Tensor empty_output(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w, bool channels_last) {
-  const std::vector<int64_t> sizes = {n, c, h, w};
-  return torch::stable::empty(
-      sizes, like.scalar_type(), torch::headeronly::Layout::Strided, like.device(), false,
-      channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
-}
-
-// Whether channels are innermost: the rule of hrnet_fast.call.is_channels_last.
-bool is_channels_last(const Tensor& x) { return x.stride(1) == 1 && x.stride(3) != 1; }
 
 Tensor exchange_cpu(std::vector<Tensor> inputs, std::vector<Tensor> weights, int64_t weighted,
                     std::optional<Tensor> bias, std::optional<Tensor> projection, std::optional<Tensor> projection_bias,

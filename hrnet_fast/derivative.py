@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hrnet_fast.autograd import apply
 from hrnet_fast.call import ExchangeCall, is_channels_last
 
 
@@ -97,7 +98,7 @@ def differentiable(call: ExchangeCall) -> Tensor:
     inputs, weights, weighted, *rest = call.arguments()
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(inputs[0].device.type):
         return torch.ops.hrnet_fast.exchange(inputs, weights, weighted, *rest)
-    return _Exchange.apply((len(inputs), len(weights), weighted), rest[3:], *inputs, *weights, *rest[:3])
+    return apply(_Exchange, (len(inputs), len(weights), weighted), rest[3:], *inputs, *weights, *rest[:3])
 
 
 def _times(x: Tensor, weight: Tensor) -> Tensor:  # [N, C, H, W], [O, C] -> [N, O, H, W]

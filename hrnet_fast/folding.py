@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from hrnet_fast.structure import Structure
+
 _BATCHNORM_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 _version = operator.attrgetter("_version")
 
@@ -131,6 +133,7 @@ class FoldCache:
 
     def __init__(self):
         self._state: tuple | None = None  # replaced whole, so that threads never see half of one
+        self.structure = Structure()  # of the same modules, for training
 
     def get(self, owner: nn.Module) -> Any | None:
         """The kept value; None where there is none, it is stale, or modules below ``owner`` have gained hooks."""

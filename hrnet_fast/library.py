@@ -84,6 +84,20 @@ def _fake_backward(grad, output, sizes, mode, align_corners, same) -> list[Tenso
     return [grad.new_empty((*grad.shape[:2], *size)).contiguous(memory_format=layout) for size in shapes]
 
 
+def _fake_batch_norm(x, weight, bias, mean, var, widths, relu, eps) -> list[Tensor]:
+    parts = [_dense_like(x, width) for width in widths]
+    return parts if mean is not None else [*parts, torch.empty_like(weight), torch.empty_like(weight)]
+
+
+def _fake_batch_norm_backward(grads, x, weight, bias, mean, var, relu, eps, batch) -> list[Tensor]:
+    return [_dense_like(x, x.shape[1]), torch.empty_like(weight), torch.empty_like(bias)]
+
+
+def _dense_like(x: Tensor, channels: int) -> Tensor:
+    shape = x.shape[0], channels, *x.shape[2:]
+    return torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=torch.channels_last)
+
+
 def _complete(name: str) -> None:
     """Fake and autocast of an operator with the schema of the exchange; its kernels come from elsewhere."""
     torch.library.register_fake(f"hrnet_fast::{name}", _fake)
@@ -102,6 +116,11 @@ for _name in BACKWARD_OPERATORS:
 torch.library.register_autograd(
     "hrnet_fast::exchange_backward", derivative.transpose, setup_context=derivative.save_linear
 )
+
+
+if extension_error is None:  # for training on the CPU; there is no other implementation of them
+    torch.library.register_fake("hrnet_fast::batch_norm", _fake_batch_norm)
+    torch.library.register_fake("hrnet_fast::batch_norm_backward", _fake_batch_norm_backward)
 
 
 def _register_flops(flop_counter) -> None:

@@ -104,9 +104,10 @@ def test_empty_batch():
     assert [tuple(t.shape) for t in backward(g, y, [4, 4], "bilinear", False, True)] == [(0, 4, 4, 4), (0, 4, 8, 8)]
 
 
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("same", [True, False])
-def test_opcheck(same):
-    g, y = make((2, 3, 8, 6), torch.float64, torch.channels_last)
+def test_opcheck(same, layout):
+    g, y = make((2, 3, 8, 6), torch.float64, layout)
     g.requires_grad_()
     torch.library.opcheck(torch.ops.hrnet_fast.exchange_backward, (g, y, [4, 3, 2, 2], "bilinear", False, same))
 
@@ -117,14 +118,17 @@ def streams(dtype=torch.float64, channels=3):
     return [torch.randn(2, channels, *s, generator=generator, dtype=dtype).requires_grad_() for s in sizes]
 
 
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 @pytest.mark.parametrize("mode", MODES.values(), ids=MODES)
 @pytest.mark.parametrize("activation", ["relu", None])
-def test_first_and_second_derivatives(mode, activation):
+def test_first_and_second_derivatives(mode, activation, layout, backend):
     def function(*x):
-        return hf.exchange(x, mode=mode[0], align_corners=mode[1], activation=activation)
+        return hf.exchange(x, mode=mode[0], align_corners=mode[1], activation=activation, backend=backend)
 
-    assert torch.autograd.gradcheck(function, streams())
-    assert torch.autograd.gradgradcheck(function, streams(), fast_mode=True)
+    x = [t.detach().contiguous(memory_format=layout).requires_grad_() for t in streams()]
+    assert torch.autograd.gradcheck(function, x)
+    assert torch.autograd.gradgradcheck(function, x, fast_mode=True)
 
 
 def test_what_is_saved_for_the_backward():

@@ -142,13 +142,14 @@ def test_training_lowers_the_loss_alike_plain_and_fast(program, few, tmp_path):
     assert sum(fast[-5:]) < 0.8 * sum(fast[:5]) and sum(plain[-5:]) < 0.8 * sum(plain[:5])
 
 
-def test_checkpointing_changes_neither_gradients_nor_statistics(program):
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_checkpointing_changes_neither_gradients_nor_statistics(program, layout):
     models = []
     for wanted in (False, True):
         torch.manual_seed(0)
         model = hf.create_model("hrnet_w18_small_v1", task="segmentation", num_classes=3).double().train()
         models.append(program.checkpointing.enable(model) if wanted else model)
-    image = torch.randn(2, 3, 64, 64, dtype=torch.float64)
+    image = torch.randn(2, 3, 64, 64, dtype=torch.float64).contiguous(memory_format=layout)
     for model in models:
         model(image).square().mean().backward()
     for (name, p), q in zip(models[0].named_parameters(), models[1].parameters(), strict=True):
@@ -174,7 +175,8 @@ def case_for_ranks():
     for m in model.modules():  # each rank has statistics of its own, unless they are frozen (or synchronised, on GPUs)
         if isinstance(m, nn.BatchNorm2d):
             m.eval()
-    return model, torch.randn(4, 3, 64, 64, dtype=torch.float64), torch.randint(0, 3, (4, 64, 64))
+    model, images = model.to(memory_format=torch.channels_last), torch.randn(4, 3, 64, 64, dtype=torch.float64)
+    return model, images.contiguous(memory_format=torch.channels_last), torch.randint(0, 3, (4, 64, 64))
 
 
 def test_two_ranks_give_the_gradients_of_the_double_batch(tmp_path):
@@ -267,7 +269,8 @@ def test_sliding_windows_of_a_pixelwise_model_are_the_whole(program):
     torch.testing.assert_close(found, model(image).softmax(1).detach(), rtol=1e-4, atol=1e-5)
 
 
-def test_plain_and_fast_are_the_same_training(program):
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_plain_and_fast_are_the_same_training(program, layout):
     """In float64, where rounding does not hide it: in float32 both leave the float64 run within a dozen steps."""
     states = []
     for fast in (False, True):
@@ -278,7 +281,8 @@ def test_plain_and_fast_are_the_same_training(program):
         for step in range(4):
             images, masks, _ = zip(*(positions[2 * step + k] for k in range(2)), strict=True)
             optimizer.zero_grad()
-            F.cross_entropy(model(torch.stack(images).double()), torch.stack(masks), ignore_index=255).backward()
+            batch = torch.stack(images).double().contiguous(memory_format=layout)
+            F.cross_entropy(model(batch), torch.stack(masks), ignore_index=255).backward()
             optimizer.step()
         states.append(model.state_dict())
     for name, value in states[0].items():

@@ -2,6 +2,7 @@
 // nothing of theirs is compiled for an instruction set that the CPU at hand may lack.
 #pragma once
 
+#include <cmath>
 #include <cstring>
 #include <type_traits>
 

@@ -12,6 +12,11 @@ template <class V, class T>
 static void run(const Problem& q) {
   q.channels_last ? ChannelsLast<V, T, FmaProducts<V, T>>::run(q) : Planar<V, T>::run(q);
 }
+
+template <class V, class T>
+static void norm(const NormProblem& q, bool forward) {
+  forward ? BatchNorm<V, T>::forward(q) : BatchNorm<V, T>::backward(q);
+}
 }  // namespace avx2
 
 void exchange_avx2(const Problem& q) {
@@ -29,6 +34,15 @@ void backward_avx2(const BackwardProblem& q) {
     case DType::kBFloat16: return avx2::Backward<avx2::VecAvx2, BFloat16>::run(q);
     case DType::kFloat16: return avx2::Backward<avx2::VecAvx2, Float16>::run(q);
     case DType::kFloat64: return avx2::Backward<avx2::VecGeneric<double, 4>, double>::run(q);
+  }
+}
+
+void norm_avx2(const NormProblem& q, bool forward) {
+  switch (q.dtype) {
+    case DType::kFloat32: return avx2::norm<avx2::VecAvx2, float>(q, forward);
+    case DType::kBFloat16: return avx2::norm<avx2::VecAvx2, BFloat16>(q, forward);
+    case DType::kFloat16: return avx2::norm<avx2::VecAvx2, Float16>(q, forward);
+    case DType::kFloat64: return avx2::norm<avx2::VecGeneric<double, 4>, double>(q, forward);
   }
 }
 

@@ -14,6 +14,11 @@ template <class V, class T>
 static void run(const Problem& q) {
   q.channels_last ? ChannelsLast<V, T, FmaProducts<V, T>>::run(q) : Planar<V, T>::run(q);
 }
+
+template <class V, class T>
+static void norm(const NormProblem& q, bool forward) {
+  forward ? BatchNorm<V, T>::forward(q) : BatchNorm<V, T>::backward(q);
+}
 }  // namespace avx512
 
 void exchange_avx512(const Problem& q) {
@@ -41,6 +46,15 @@ void convolve_avx512(const Convolution* convolutions, int count) {
     case DType::kBFloat16: return Convolve<QuadsAvx512, BFloat16>::run(convolutions, count);
     case DType::kFloat16: return Convolve<QuadsAvx512, Float16>::run(convolutions, count);
     case DType::kFloat64: return;  // refused before
+  }
+}
+
+void norm_avx512(const NormProblem& q, bool forward) {
+  switch (q.dtype) {
+    case DType::kFloat32: return avx512::norm<avx512::VecAvx512, float>(q, forward);
+    case DType::kBFloat16: return avx512::norm<avx512::VecAvx512, BFloat16>(q, forward);
+    case DType::kFloat16: return avx512::norm<avx512::VecAvx512, Float16>(q, forward);
+    case DType::kFloat64: return avx512::norm<avx512::VecGeneric<double, 8>, double>(q, forward);
   }
 }
 

@@ -1,4 +1,5 @@
 // The exchange for any CPU: vectors of four floats by the compiler's extension (SSE2, NEON).
+#include <cmath>
 #include <cstring>
 #include <type_traits>
 
@@ -12,6 +13,11 @@ namespace portable {
 template <class V, class T>
 static void run(const Problem& q) {
   q.channels_last ? ChannelsLast<V, T, FmaProducts<V, T>>::run(q) : Planar<V, T>::run(q);
+}
+
+template <class V, class T>
+static void norm(const NormProblem& q, bool forward) {
+  forward ? BatchNorm<V, T>::forward(q) : BatchNorm<V, T>::backward(q);
 }
 }  // namespace portable
 
@@ -32,6 +38,16 @@ void backward_portable(const BackwardProblem& q) {
     case DType::kBFloat16: return portable::Backward<F, BFloat16>::run(q);
     case DType::kFloat16: return portable::Backward<F, Float16>::run(q);
     case DType::kFloat64: return portable::Backward<portable::VecGeneric<double, 2>, double>::run(q);
+  }
+}
+
+void norm_portable(const NormProblem& q, bool forward) {
+  using F = portable::VecGeneric<float, 4>;
+  switch (q.dtype) {
+    case DType::kFloat32: return portable::norm<F, float>(q, forward);
+    case DType::kBFloat16: return portable::norm<F, BFloat16>(q, forward);
+    case DType::kFloat16: return portable::norm<F, Float16>(q, forward);
+    case DType::kFloat64: return portable::norm<portable::VecGeneric<double, 2>, double>(q, forward);
   }
 }
 

@@ -57,6 +57,26 @@ struct BackwardProblem {
   DType dtype = DType::kFloat32;
 };
 
+// BatchNorm and ReLU over x [pixels, channels], dense; statistics and parameters [channels] in the type of the sums:
+// float, or double for float64.
+struct NormProblem {
+  const void* x = nullptr;
+  int64_t pixels = 0, channels = 0;
+  struct Segment {  // channels [begin, begin + width), as a tensor [pixels, width] of its own
+    int64_t begin, width;
+    bool relu;
+    void* out;  // forward
+    const void* grad;  // backward
+  } segment[kMaxInputs];
+  int segments = 0;
+  const void *weight = nullptr, *bias = nullptr;
+  void *mean = nullptr, *var = nullptr;  // of the batch, which the forward computes, or given
+  double eps = 0;
+  bool batch = true;
+  void *d_x = nullptr, *d_weight = nullptr, *d_bias = nullptr;  // backward
+  DType dtype = DType::kFloat32;
+};
+
 // Defined once, outside the files for one instruction set.
 using Body = void (*)(int64_t begin, int64_t end, void* context);
 void parallel_for(int64_t count, int64_t grain, Body body, void* context);  // torch's thread pool
@@ -71,7 +91,10 @@ void exchange_avx512(const Problem& problem);
 void exchange_avx512_bf16(const Problem& problem);
 void exchange_amx(const Problem& problem);
 void backward_portable(const BackwardProblem& problem);
+void norm_portable(const NormProblem& problem, bool forward);
 void backward_avx2(const BackwardProblem& problem);
+void norm_avx2(const NormProblem& problem, bool forward);
 void backward_avx512(const BackwardProblem& problem);
+void norm_avx512(const NormProblem& problem, bool forward);
 
 }  // namespace hrnet_fast

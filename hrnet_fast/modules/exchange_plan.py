@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from hrnet_fast.convolution import FoldedConv
 from hrnet_fast.exchange import exchange_group
 from hrnet_fast.folding import FoldCache, fold_modules, has_hooks, why_not_fold, why_not_foldable
+from hrnet_fast.modules.joined_steps import Chains, Step, chains, may_join
 
 
 class _Down(NamedTuple):
@@ -70,13 +71,19 @@ def current_plan(rows: nn.ModuleList, folds: FoldCache) -> Plan | None:
 
 
 def exchange_streams(
-    rows: nn.ModuleList, plan: Plan | None, streams: list[Tensor], mode: str, align_corners: bool
+    rows: nn.ModuleList,
+    plan: Plan | None,
+    folds: FoldCache,
+    streams: list[Tensor],
+    mode: str,
+    align_corners: bool,
 ) -> list[Tensor]:
-    """What the unit makes of its streams; with plan None, convolutions and norms run as the modules that they are.
+    """What the unit makes of its streams; with plan None, norms use their own statistics, or those of the batch.
 
     Args:
         rows: the unit.
         plan: from ``current_plan`` just now.
+        folds: the unit's cache.
         streams: [N, C_j, H_j, W_j], highest resolution first.
         mode: of the upsampling, which always leads to the size of the higher stream.
         align_corners: of the upsampling.
@@ -87,7 +94,7 @@ def exchange_streams(
     weights: list = [None] * len(rows)
     biases: list = [None] * len(rows)
     if plan is None:
-        inputs = [_unfolded(row, i, streams) for i, row in enumerate(rows)]
+        inputs = _unfolded(rows, streams, folds)
     else:
         inputs = _down_streams(rows, plan, streams)
         for i, (up, bias) in enumerate(plan.up):
@@ -97,15 +104,41 @@ def exchange_streams(
     return exchange_group(group, mode, align_corners)
 
 
-def _unfolded(row: nn.ModuleList, i: int, streams: list[Tensor]) -> list[Tensor]:
+def _unfolded(rows: nn.ModuleList, streams: list[Tensor], folds: FoldCache) -> list[list[Tensor]]:
     # The stream's own branch comes first, because the result takes the layout of the first full-size input.
-    inputs = [streams[i] if row[i] is None else row[i](streams[i])]
-    for j, (path, x) in enumerate(zip(row, streams)):
-        if j > i and isinstance(path, nn.Sequential) and is_upsampling(path[-1]):  # which the exchange does
-            inputs.append(path[1](path[0](x)))
-        elif j != i:
-            inputs.append(path(x))
+    inputs = [[x if row[i] is None else row[i](x)] for i, (row, x) in enumerate(zip(rows, streams))]
+    joined: list[Chains | None] = [None] * len(streams)
+    if all(map(may_join, streams)):
+        joined = folds.structure.get(rows, lambda: _chains(rows))
+    for j, (x, together) in enumerate(zip(streams, joined, strict=True)):
+        found = {} if together is None else together(x)
+        for i, row in enumerate(rows):
+            if i != j:
+                inputs[i].append(found[i] if i in found else _called(row[j], x, j > i))
     return inputs
+
+
+def _called(path: nn.Module, x: Tensor, up: bool) -> Tensor:
+    if up and isinstance(path, nn.Sequential) and is_upsampling(path[-1]):  # which the exchange does
+        return path[1](path[0](x))
+    return path(x)
+
+
+def _chains(rows: nn.ModuleList) -> list[Chains]:
+    """Per stream, the paths to other outputs that can run side by side in training."""
+    found = []
+    for j in range(len(rows[0])):
+        steps: dict[int, list[Step]] = {}
+        for i, row in enumerate(rows):
+            path = row[j]
+            if i == j or has_hooks(path.modules()):
+                continue
+            if i < j and why_not_up(path) is None and (len(path) == 2 or is_upsampling(path[-1])):
+                steps[i] = [Step(path[0], path[1], False)]
+            elif i > j and why_not_down(path) is None:
+                steps[i] = [Step(step[0], step[1], len(step) > 2) for step in path]
+        found.append(chains(steps))
+    return found
 
 
 def _down_streams(rows: nn.ModuleList, plan: Plan, streams: list[Tensor]) -> list[list[Tensor]]:

@@ -137,8 +137,9 @@ class ExchangeUnit(PlainExchangeUnit):
     Evaluated without gradients for its parameters, BatchNorm is folded (see FoldCache for how long a fold lives), the
     1x1 convolutions, upsampling, sum and ReLU of each output are one ``exchange``, and the strided convolutions that
     leave one stream run as one convolution with their output channels side by side. In training mode, and where the
-    parameters need gradients or an inner module has forward hooks, convolutions and BatchNorm run as they are, and
-    upsampling, sum and ReLU are fused. Under torch.jit tracing it does what PlainExchangeUnit does.
+    parameters need gradients or an inner module has forward hooks, BatchNorm stays what it is, and upsampling, sum and
+    ReLU are fused; on the CPU, in channels_last, similar convolutions of one stream then run side by side too, with one
+    kernel for their norms and ReLUs. Under torch.jit tracing it does what PlainExchangeUnit does.
     """
 
     def __init__(self, *args, **kwargs):
@@ -162,4 +163,4 @@ class ExchangeUnit(PlainExchangeUnit):
             return self._plain(streams)
         self._check(streams)
         plan = current_plan(self, self._folds)
-        return exchange_streams(self, plan, streams, self.mode, self.align_corners)
+        return exchange_streams(self, plan, self._folds, streams, self.mode, self.align_corners)

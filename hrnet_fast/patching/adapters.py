@@ -138,7 +138,7 @@ def _unit_forward(module: nn.Module, plain: Callable, settings: UnitSettings, fo
     streams = x if family.overwrites else list(x)
     for i, branch in enumerate(module.branches):
         streams[i] = branch(streams[i])
-    return exchange_streams(rows, plan, streams, settings.mode, current_align_corners(settings.align_corners))
+    return exchange_streams(rows, plan, folds, streams, settings.mode, current_align_corners(settings.align_corners))
 
 
 def _fits(rows: nn.ModuleList, streams: list[Tensor], scaled: bool) -> bool:
