@@ -13,27 +13,12 @@
 #include <vector>
 
 #include "cpu/runtime.h"
+#include "tensors.h"
 
 namespace hrnet_fast {
 namespace {
 
-using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-DType dtype_of(const Tensor& x) {
-  switch (x.scalar_type()) {
-    case ScalarType::Float: return DType::kFloat32;
-    case ScalarType::Double: return DType::kFloat64;
-    case ScalarType::BFloat16: return DType::kBFloat16;
-    case ScalarType::Half: return DType::kFloat16;
-    default: STD_TORCH_CHECK(false, "exchange: expected float32, float64, bfloat16 or float16 tensors");
-  }
-}
-
-Image image_of(const Tensor& x) {
-  return {x.const_data_ptr(), x.size(0),   x.size(1),   x.size(2),  x.size(3),
-          x.stride(0),        x.stride(1), x.stride(2), x.stride(3)};
-}
 
 Matrix matrix_of(const Tensor& w, int64_t in) {
   STD_TORCH_CHECK((w.dim() == 2 || w.dim() == 4) && w.size(1) == in && w.numel() == w.size(0) * in,

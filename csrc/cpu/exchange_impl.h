@@ -7,3 +7,4 @@
 #include "channels_last.h"
 #include "planar.h"
 #include "backward.h"
+#include "argmax.h"

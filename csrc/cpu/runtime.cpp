@@ -59,6 +59,7 @@ struct Level {
   const char* name;
   void (*run)(const Problem&);
   void (*backward)(const BackwardProblem&);
+  void (*argmax)(const ArgmaxProblem&);
   bool (*supported)();
 };
 
@@ -91,12 +92,12 @@ bool has_amx() {
 const Level levels[] = {
                           // best first
 #if defined(__x86_64__)
-    {"amx", exchange_amx, backward_avx512, has_amx},
-    {"avx512_bf16", exchange_avx512_bf16, backward_avx512, has_avx512_bf16},
-    {"avx512", exchange_avx512, backward_avx512, has_avx512},
-    {"avx2", exchange_avx2, backward_avx2, has_avx2},
+    {"amx", exchange_amx, backward_avx512, argmax_avx512, has_amx},
+    {"avx512_bf16", exchange_avx512_bf16, backward_avx512, argmax_avx512, has_avx512_bf16},
+    {"avx512", exchange_avx512, backward_avx512, argmax_avx512, has_avx512},
+    {"avx2", exchange_avx2, backward_avx2, argmax_avx2, has_avx2},
 #endif
-    {"portable", exchange_portable, backward_portable, [] { return true; }},
+    {"portable", exchange_portable, backward_portable, argmax_portable, [] { return true; }},
 };
 
 const Level& level() {
@@ -123,6 +124,8 @@ const Level& level() {
 void run_exchange(const Problem& problem) { level().run(problem); }
 
 void run_backward(const BackwardProblem& problem) { level().backward(problem); }
+
+void run_argmax(const ArgmaxProblem& problem) { level().argmax(problem); }
 
 std::string cpu_capability() { return level().name; }
 

@@ -11,6 +11,7 @@ namespace hrnet_fast {
 // std::runtime_error where that one is unknown or missing.
 void run_exchange(const Problem& problem);
 void run_backward(const BackwardProblem& problem);
+void run_argmax(const ArgmaxProblem& problem);
 std::string cpu_capability();    // the one that run_exchange takes
 std::string cpu_capabilities();  // all that this CPU has, best first, separated by blanks
 
