@@ -44,7 +44,7 @@ def load(source: str | None = None, size: tuple[int, int] | None = None) -> Tens
     Raises:
         BadInput: the file cannot be read as an image, is too small, or scikit-learn is needed and missing.
     """
-    path = Path(source) if source and source not in SAMPLES else _sample(source or SAMPLES[0])
+    path = Path(source) if source and source not in SAMPLES else sample(source or SAMPLES[0])
     try:
         pixels = to_tensor(read(path))
     except BadPicture as error:
@@ -58,7 +58,8 @@ def load(source: str | None = None, size: tuple[int, int] | None = None) -> Tens
     return image
 
 
-def _sample(name: str) -> Path:
+def sample(name: str) -> Path:
+    """The file of one of SAMPLES; BadInput where scikit-learn is missing."""
     try:
         import sklearn.datasets
     except ImportError:
