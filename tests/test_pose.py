@@ -135,6 +135,7 @@ def test_the_mirror_image_swaps_sides_and_is_shifted():
     image = network.image(pose.crop(pixels, where, (256, 192)))
     with torch.inference_mode():
         maps, other = network(image)[0], network(image.flip(3))[0].flip(2)
+    other = other.clone()
     for left, right in ((1, 2), (3, 4), (5, 6), (7, 8), (9, 10), (11, 12), (13, 14), (15, 16)):
         other[[left, right]] = other[[right, left]]
     other[:, :, 1:] = other[:, :, :-1].clone()
