@@ -15,7 +15,8 @@ from hrnet_fast.pictures.reading import to_bytes
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-PNG_LEVEL = 1  # of zlib: a third larger than at its default, and written in a quarter of the time
+# zlib's Huffman codes alone: of a photograph 6 % larger than at Pillow's default, and written in a quarter of the time
+PNG_SETTINGS = {"compress_level": 1, "compress_type": 2}
 
 
 def class_image(classes: Tensor) -> Image:
@@ -52,5 +53,5 @@ def overlay(photograph: Image, classes: Tensor, colours: Sequence[Colour], opaci
 def png(image: Image) -> bytes:
     """A PNG file."""
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=PNG_LEVEL)
+    image.save(buffer, "PNG", **(PNG_SETTINGS if image.mode == "RGB" else {"compress_level": 1}))
     return buffer.getvalue()

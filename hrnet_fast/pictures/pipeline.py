@@ -4,6 +4,9 @@ Pillow decodes and encodes without holding Python's lock. Torch is called from t
 would bring a second set of torch's own threads, and they would be in each other's way.
 """
 
+import os
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -40,7 +43,10 @@ def run(
     reading: deque[tuple[Any, Future]] = deque()
     writing: deque[tuple[Any, Future | Outcome]] = deque()
     rest = iter(items)
-    with ThreadPoolExecutor(workers, "reader") as readers, ThreadPoolExecutor(workers, "writer") as writers:
+    with (
+        ThreadPoolExecutor(workers, "reader", _give_way) as readers,
+        ThreadPoolExecutor(workers, "writer", _give_way) as writers,
+    ):
         try:
             while True:
                 while len(reading) < AHEAD and (item := next(rest, rest)) is not rest:
@@ -64,6 +70,20 @@ def run(
         finally:
             readers.shutdown(wait=False, cancel_futures=True)
             writers.shutdown(wait=False, cancel_futures=True)
+
+
+def _give_way() -> None:
+    """A lower priority for the calling thread. Where one of torch's threads has to wait for a core, all others wait too."""
+    if sys.platform != "linux":  # elsewhere priorities are those of processes
+        return
+    try:
+        if os.sched_getscheduler(0) in (os.SCHED_FIFO, os.SCHED_RR):
+            lower = max(1, os.sched_getparam(0).sched_priority - 1)
+            os.sched_setparam(0, os.sched_param(lower))
+        else:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), min(19, os.getpriority(os.PRIO_PROCESS, 0) + 10))
+    except OSError:  # not allowed here: slower, and that is all
+        pass
 
 
 def _is_memory(error: Exception) -> bool:

@@ -76,9 +76,9 @@ def to_tensor(image: Image, size: tuple[int, int] | None = None) -> Tensor:
 
 
 def normalize(pixels: Tensor) -> Tensor:
-    """Pixels [3, H, W] in uint8 to float32 with ImageNet's mean and deviation."""
+    """Pixels [3, H, W], from 0 to 255, to float32 with ImageNet's mean and deviation."""
     mean, deviation = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (MEAN, DEVIATION))
-    return (pixels.float() / 255 - mean) / deviation
+    return pixels.to(torch.float32, copy=True).sub_(mean * 255).div_(deviation * 255)
 
 
 def to_bytes(x: Tensor) -> bytearray:

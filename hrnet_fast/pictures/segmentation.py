@@ -43,7 +43,7 @@ class Segmenter:
             scores, corners = network(image), network.align_corners
         else:
             scores, corners = probabilities(self._full, image, self.window, self.scales, self.flip), False
-        if not scores.isfinite().all():
+        if not scores.sum(dtype=torch.float32).isfinite():  # NaN and Inf do not cancel
             raise BadPicture("the network's scores are not finite; --dtype float32 may help")
         return interpolate_argmax(scores, size, align_corners=corners, dtype=dtype)[0].cpu()
 
