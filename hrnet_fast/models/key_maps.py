@@ -80,10 +80,9 @@ def describe(state: Mapping[str, Tensor]) -> str | None:
         return None
     marks = [mark for mark in _MARKS if mark in state]
     width, task = branch.shape[0], _MARKS[marks[0]] if marks else "features"
-    count = (
-        "" if task in ("features", "detection") else f" with {state[marks[0]].shape[0]} {_COUNTED.get(task, 'classes')}"
-    )
-    return f"an HRNet of width {width} for {task}{count}"
+    if task in ("features", "detection") or state[marks[0]].dim() == 0:
+        return f"an HRNet of width {width} for {task}"
+    return f"an HRNet of width {width} for {task} with {state[marks[0]].shape[0]} {_COUNTED.get(task, 'classes')}"
 
 
 def _rename(key: str) -> str:
