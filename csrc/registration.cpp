@@ -18,14 +18,6 @@
 namespace hrnet_fast {
 namespace {
 
-using torch::headeronly::ScalarType;
-using torch::stable::Tensor;
-
-Image image_of(const Tensor& x) {
-  return {x.const_data_ptr(), x.size(0),   x.size(1),   x.size(2),  x.size(3),
-          x.stride(0),        x.stride(1), x.stride(2), x.stride(3)};
-}
-
 Matrix matrix_of(const Tensor& w, int64_t in) {
   STD_TORCH_CHECK((w.dim() == 2 || w.dim() == 4) && w.size(1) == in && w.numel() == w.size(0) * in,
                   "exchange: expected a 1x1 weight for ", in, " input channels");

@@ -1,4 +1,4 @@
-// What the operators for the CPU ask of tensors.
+// What the operators for the CPU ask of tensors, and tensors as the plain data that the kernels take.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
@@ -7,7 +7,7 @@
 
 #include <vector>
 
-#include "types.h"
+#include "cpu/problem.h"
 
 namespace hrnet_fast {
 
@@ -20,8 +20,13 @@ inline DType dtype_of(const Tensor& x) {
     case ScalarType::Double: return DType::kFloat64;
     case ScalarType::BFloat16: return DType::kBFloat16;
     case ScalarType::Half: return DType::kFloat16;
-    default: STD_TORCH_CHECK(false, "exchange: expected float32, float64, bfloat16 or float16 tensors");
+    default: STD_TORCH_CHECK(false, "hrnet_fast: expected float32, float64, bfloat16 or float16 tensors");
   }
+}
+
+inline Image image_of(const Tensor& x) {  // [N, C, H, W]
+  return {x.const_data_ptr(), x.size(0),   x.size(1),   x.size(2),  x.size(3),
+          x.stride(0),        x.stride(1), x.stride(2), x.stride(3)};
 }
 
 inline Tensor empty_output(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w, bool channels_last) {

@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 # public name -> the module that defines it
 _LAZY = {
+    "interpolate_argmax": "hrnet_fast.class_map",
     "ExchangeUnit": "hrnet_fast.modules",
     "HRFPN": "hrnet_fast.modules",
     "SegmentationHead": "hrnet_fast.modules",

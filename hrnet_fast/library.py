@@ -133,9 +133,9 @@ def define(schema: str) -> None:
     _registrations.define(schema)
 
 
-def implement(name: str, kernel: Callable) -> None:
-    """Registers the kernel of an operator for CUDA tensors."""
-    _registrations.impl(name, kernel, "CUDA")
+def implement(name: str, kernel: Callable, key: str = "CUDA") -> None:
+    """Registers the kernel of an operator for CUDA tensors, or under another dispatch key."""
+    _registrations.impl(name, kernel, key)
 
 
 # torch's counter imports triton on CUDA builds: 100 ms and more that only those who count should pay

@@ -36,6 +36,8 @@ UP_BACKWARD = {
     (False, 2): Tile(4, 32, 4, 1, 4, None),
     (False, 4): Tile(4, 32, 4, 1, 4, None),
 }
+# channels innermost; channels: classes in one step
+INTERPOLATE_ARGMAX = {True: Tile(4, 16, 32, 1, 4, None), False: Tile(2, 64, 8, 1, 4, None)}
 
 
 class ProductTile(NamedTuple):

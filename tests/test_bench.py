@@ -11,6 +11,7 @@ from benchmarks import goals, readme_table
 from hrnet_fast.bench import BadInput, contenders, images, machine, memory, oracle, report, shares
 from hrnet_fast.bench.harness import MIN_ROUNDS, Contender, Prepared, Result, compare, speedup, spread, worst_error
 from hrnet_fast.call import ExchangeCall
+from hrnet_fast.pictures import reading
 
 ONES = torch.ones(3, dtype=torch.float64)
 
@@ -270,7 +271,7 @@ def test_image_is_rotated_and_converted(tmp_path):
     Image.new("RGBA", (50, 40), (0, 0, 0, 0)).save(tmp_path / "rgba.png")
     loaded = images.load(str(tmp_path / "rgba.png"), (33, 47))
     assert loaded.shape == (1, 3, 33, 47)
-    black = -torch.tensor(images.MEAN) / torch.tensor(images.DEVIATION)
+    black = -torch.tensor(reading.MEAN) / torch.tensor(reading.DEVIATION)
     torch.testing.assert_close(loaded[0, :, 0, 0], black)
 
 

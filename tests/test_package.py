@@ -18,13 +18,14 @@ ROOT = Path(__file__).parent.parent
 # Imports only go down this list; within one entry they are free.
 LAYERS = (
     "hrnet_fast.call", "hrnet_fast.tolerances", "hrnet_fast.on_import", "hrnet_fast.standard", "hrnet_fast.autograd",
-    "hrnet_fast._C", "hrnet_fast.backends.reference", "hrnet_fast.derivative", "hrnet_fast.library",
-    "hrnet_fast.batch_norm",
+    "hrnet_fast._C", "hrnet_fast.products", "hrnet_fast.backends.reference", "hrnet_fast.derivative",
+    "hrnet_fast.library", "hrnet_fast.batch_norm",
     "hrnet_fast.kernels", "hrnet_fast._C_cuda", "hrnet_fast.backends.preferences", "hrnet_fast.backends.cpu",
     "hrnet_fast.backends.gpu", "hrnet_fast.backends.triton", "hrnet_fast.backends.cuda",
-    "hrnet_fast.backends", "hrnet_fast.exchange", "hrnet_fast", "hrnet_fast.convolution",
-    "hrnet_fast.structure", "hrnet_fast.folding", "hrnet_fast.modules", "hrnet_fast.models", "hrnet_fast.patching",
-    "hrnet_fast.engine", "hrnet_fast.bench",
+    "hrnet_fast.backends", "hrnet_fast.class_map", "hrnet_fast.exchange", "hrnet_fast",
+    "hrnet_fast.cudnn_epilogue", "hrnet_fast.convolution", "hrnet_fast.structure", "hrnet_fast.folding",
+    "hrnet_fast.modules", "hrnet_fast.files", "hrnet_fast.models", "hrnet_fast.patching", "hrnet_fast.engine",
+    "hrnet_fast.export", "hrnet_fast.pictures", "hrnet_fast.bench",
     "hrnet_fast.cli", "hrnet_fast.__main__", "benchmarks",
 )  # fmt: skip
 
@@ -144,6 +145,7 @@ def test_works_without_the_extension():
         "    assert torch.ops.hrnet_fast.exchange(*call.arguments()).equal(out)\n"
         "    assert torch.ops.hrnet_fast.exchange_fwd(*call.arguments()).equal(out)\n"
         "assert backends.choose(call) is backends.reference\n"
+        "assert hf.interpolate_argmax(torch.eye(3).reshape(1, 3, 3, 1), (3, 2)).tolist() == [[[0, 0], [1, 1], [2, 2]]]\n"
         "from hrnet_fast.cli import main\n"
         "assert main(['info']) == 0\n"
     )

@@ -7,7 +7,7 @@ pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget
 from triton_compile import compile_for, resources
 
-from hrnet_fast.kernels import product_up_sum, up_backward, up_sum_relu
+from hrnet_fast.kernels import interpolate_argmax, product_up_sum, up_backward, up_sum_relu
 
 TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
 CASES = {
@@ -19,7 +19,7 @@ CASES = {
 }
 # Of 65536 registers a multiprocessor has: 128 keep 512 threads in flight, which the memory needs; the head's products
 # need fewer.
-MAX_REGISTERS = {"forward": 128, "unit": 128, "backward": 64, "head": 232}
+MAX_REGISTERS = {"forward": 128, "unit": 128, "backward": 64, "head": 232, "argmax": 128}
 MAX_SHARED = 64 << 10  # bytes
 MAX_STACK = 16  # bytes: sm_100 keeps the address of its tensor memory there; a spill takes more
 HALF_PIXEL = {"mode": "bilinear", "align_corners": False}
@@ -68,9 +68,16 @@ def head(channels, dtype, layout, projected=19):
     return product_up_sum.product_up_sum_kernel, positional, constants
 
 
+def argmax(classes, dtype, layout):
+    (x,) = images(classes, 1, dtype, layout)
+    out = torch.empty(1, 512, 1024, dtype=torch.uint8, device="meta")
+    positional, constants, _ = interpolate_argmax.arguments(out, x, align_corners=False)
+    return interpolate_argmax.interpolate_argmax_kernel, positional, constants
+
+
 def launches():
     for name, case in CASES.items():
-        for build in (forward, unit, backward):
+        for build in (forward, unit, backward, argmax):
             yield f"{build.__name__}-{name}", build, case
         if case[2] == torch.channels_last:
             yield f"head-{name}", head, case
@@ -91,7 +98,9 @@ def test_compiles_without_spills(name, target, tmp_path):
     assert used.shared <= MAX_SHARED, used
 
 
-@pytest.mark.parametrize("name", ["forward-c48-float16", "backward-c48-float16", "head-c48-float16"])
+@pytest.mark.parametrize(
+    "name", ["forward-c48-float16", "backward-c48-float16", "head-c48-float16", "argmax-c48-float16"]
+)
 def test_compiles_for_amd(name):
     build, case = LAUNCHES[name]
     assert compile_for(*build(*case), GPUTarget("hip", "gfx942", 64)).asm["hsaco"]

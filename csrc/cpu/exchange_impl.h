@@ -8,3 +8,4 @@
 #include "planar.h"
 #include "backward.h"
 #include "batch_norm.h"
+#include "argmax.h"

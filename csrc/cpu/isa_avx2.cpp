@@ -46,6 +46,15 @@ void norm_avx2(const NormProblem& q, bool forward) {
   }
 }
 
+void argmax_avx2(const ArgmaxProblem& q) {
+  switch (q.dtype) {
+    case DType::kFloat32: return avx2::InterpolateArgmax<avx2::VecAvx2, float>::run(q);
+    case DType::kBFloat16: return avx2::InterpolateArgmax<avx2::VecAvx2, BFloat16>::run(q);
+    case DType::kFloat16: return avx2::InterpolateArgmax<avx2::VecAvx2, Float16>::run(q);
+    case DType::kFloat64: return avx2::InterpolateArgmax<avx2::VecGeneric<double, 4>, double>::run(q);
+  }
+}
+
 }  // namespace hrnet_fast
 HRNET_FAST_TARGET_END
 #endif

@@ -58,6 +58,15 @@ void norm_avx512(const NormProblem& q, bool forward) {
   }
 }
 
+void argmax_avx512(const ArgmaxProblem& q) {
+  switch (q.dtype) {
+    case DType::kFloat32: return avx512::InterpolateArgmax<avx512::VecAvx512, float>::run(q);
+    case DType::kBFloat16: return avx512::InterpolateArgmax<avx512::VecAvx512, BFloat16>::run(q);
+    case DType::kFloat16: return avx512::InterpolateArgmax<avx512::VecAvx512, Float16>::run(q);
+    case DType::kFloat64: return avx512::InterpolateArgmax<avx512::VecGeneric<double, 8>, double>::run(q);
+  }
+}
+
 }  // namespace hrnet_fast
 HRNET_FAST_TARGET_END
 #endif

@@ -51,4 +51,14 @@ void norm_portable(const NormProblem& q, bool forward) {
   }
 }
 
+void argmax_portable(const ArgmaxProblem& q) {
+  using F = portable::VecGeneric<float, 4>;
+  switch (q.dtype) {
+    case DType::kFloat32: return portable::InterpolateArgmax<F, float>::run(q);
+    case DType::kBFloat16: return portable::InterpolateArgmax<F, BFloat16>::run(q);
+    case DType::kFloat16: return portable::InterpolateArgmax<F, Float16>::run(q);
+    case DType::kFloat64: return portable::InterpolateArgmax<portable::VecGeneric<double, 2>, double>::run(q);
+  }
+}
+
 }  // namespace hrnet_fast

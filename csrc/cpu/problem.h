@@ -77,6 +77,17 @@ struct NormProblem {
   DType dtype = DType::kFloat32;
 };
 
+// The class of every pixel: argmax over the channels of scores that are interpolated to h x w.
+enum class Label { kUInt8, kInt32, kInt64 };
+struct ArgmaxProblem {
+  Image scores;
+  void* out = nullptr;  // [n, h, w], dense
+  int64_t h = 0, w = 0;
+  Label label = Label::kInt64;
+  Mode mode = Mode::kBilinear;
+  DType dtype = DType::kFloat32;
+};
+
 // Defined once, outside the files for one instruction set.
 using Body = void (*)(int64_t begin, int64_t end, void* context);
 void parallel_for(int64_t count, int64_t grain, Body body, void* context);  // torch's thread pool
@@ -96,5 +107,8 @@ void backward_avx2(const BackwardProblem& problem);
 void norm_avx2(const NormProblem& problem, bool forward);
 void backward_avx512(const BackwardProblem& problem);
 void norm_avx512(const NormProblem& problem, bool forward);
+void argmax_portable(const ArgmaxProblem& problem);
+void argmax_avx2(const ArgmaxProblem& problem);
+void argmax_avx512(const ArgmaxProblem& problem);
 
 }  // namespace hrnet_fast

@@ -62,6 +62,7 @@ struct Level {
   void (*backward)(const BackwardProblem&);
   void (*convolve)(const Convolution*, int);  // null: there is none
   void (*norm)(const NormProblem&, bool forward);
+  void (*argmax)(const ArgmaxProblem&);
   bool (*supported)();
 };
 
@@ -94,12 +95,12 @@ bool has_amx() {
 const Level levels[] = {
                           // best first
 #if defined(__x86_64__)
-    {"amx", exchange_amx, backward_avx512, convolve_avx512_bf16, norm_avx512, has_amx},
-    {"avx512_bf16", exchange_avx512_bf16, backward_avx512, convolve_avx512_bf16, norm_avx512, has_avx512_bf16},
-    {"avx512", exchange_avx512, backward_avx512, convolve_avx512, norm_avx512, has_avx512},
-    {"avx2", exchange_avx2, backward_avx2, nullptr, norm_avx2, has_avx2},
+    {"amx", exchange_amx, backward_avx512, convolve_avx512_bf16, norm_avx512, argmax_avx512, has_amx},
+    {"avx512_bf16", exchange_avx512_bf16, backward_avx512, convolve_avx512_bf16, norm_avx512, argmax_avx512, has_avx512_bf16},
+    {"avx512", exchange_avx512, backward_avx512, convolve_avx512, norm_avx512, argmax_avx512, has_avx512},
+    {"avx2", exchange_avx2, backward_avx2, nullptr, norm_avx2, argmax_avx2, has_avx2},
 #endif
-    {"portable", exchange_portable, backward_portable, nullptr, norm_portable, [] { return true; }},
+    {"portable", exchange_portable, backward_portable, nullptr, norm_portable, argmax_portable, [] { return true; }},
 };
 
 const Level& level() {
@@ -137,6 +138,7 @@ void run_convolve(const Convolution* convolutions, int count) {
 }
 
 void run_norm(const NormProblem& problem, bool forward) { level().norm(problem, forward); }
+void run_argmax(const ArgmaxProblem& problem) { level().argmax(problem); }
 
 std::string cpu_capability() { return level().name; }
 

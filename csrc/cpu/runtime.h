@@ -15,6 +15,7 @@ void run_backward(const BackwardProblem& problem);
 void run_convolve(const Convolution* convolutions, int count);  // throws where why_not_convolve has a reason
 const char* why_not_convolve();  // why this CPU has no kernels for planned convolutions, or null
 void run_norm(const NormProblem& problem, bool forward);
+void run_argmax(const ArgmaxProblem& problem);
 std::string cpu_capability();    // the one that run_exchange takes
 std::string cpu_capabilities();  // all that this CPU has, best first, separated by blanks
 

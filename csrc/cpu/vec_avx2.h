@@ -54,6 +54,17 @@ struct VecAvx2 {
   static VecAvx2 pick(const float* p, const int32_t* index) {
     return {_mm256_i32gather_ps(p, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)), 4)};
   }
+  static VecAvx2 shuffle(const float* p, const int32_t* index) {  // one register holds all that index can name
+    return {_mm256_permutevar8x32_ps(_mm256_loadu_ps(p), _mm256_loadu_si256(reinterpret_cast<const __m256i*>(index)))};
+  }
+  // Where value is larger than best, or kNaN and the first NaN, it takes best's place and c that of label.
+  template <bool kNaN>
+  static void keep_larger(VecAvx2& best, VecAvx2& label, VecAvx2 value, VecAvx2 c) {
+    __m256 larger = _mm256_cmp_ps(value.v, best.v, kNaN ? _CMP_NLE_UQ : _CMP_GT_OQ);
+    if (kNaN) larger = _mm256_and_ps(larger, _mm256_cmp_ps(best.v, best.v, _CMP_ORD_Q));
+    best.v = _mm256_blendv_ps(best.v, value.v, larger);
+    label.v = _mm256_blendv_ps(label.v, c.v, larger);
+  }
   static VecAvx2 fma(VecAvx2 a, VecAvx2 b, VecAvx2 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
   VecAvx2 operator+(VecAvx2 o) const { return {_mm256_add_ps(v, o.v)}; }
   VecAvx2 operator*(VecAvx2 o) const { return {_mm256_mul_ps(v, o.v)}; }

@@ -52,6 +52,17 @@ struct VecAvx512 {
   static VecAvx512 pick(const float* p, const int32_t* index) {  // two registers hold all that index can name
     return {_mm512_permutex2var_ps(_mm512_loadu_ps(p), _mm512_loadu_si512(index), _mm512_loadu_ps(p + 16))};
   }
+  static VecAvx512 shuffle(const float* p, const int32_t* index) {  // one register holds all that index can name
+    return {_mm512_permutexvar_ps(_mm512_loadu_si512(index), _mm512_loadu_ps(p))};
+  }
+  // Where value is larger than best, or kNaN and the first NaN, it takes best's place and c that of label.
+  template <bool kNaN>
+  static void keep_larger(VecAvx512& best, VecAvx512& label, VecAvx512 value, VecAvx512 c) {
+    __mmask16 larger = _mm512_cmp_ps_mask(value.v, best.v, kNaN ? _CMP_NLE_UQ : _CMP_GT_OQ);
+    if (kNaN) larger = _mm512_mask_cmp_ps_mask(larger, best.v, best.v, _CMP_ORD_Q);
+    best.v = _mm512_mask_mov_ps(best.v, larger, value.v);
+    label.v = _mm512_mask_mov_ps(label.v, larger, c.v);
+  }
   // Sixteen rows of sixteen values become columns.
   static void transpose(VecAvx512 (&rows)[16]) {
     __m512 pairs[16];

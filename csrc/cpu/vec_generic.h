@@ -68,6 +68,15 @@ struct VecGeneric {
     for (int i = 0; i < L; ++i) r.v[i] = p[index[i]];
     return r;
   }
+  static VecGeneric shuffle(const A* p, const int32_t* index) { return pick(p, index); }
+  // Where value is larger than best, or kNaN and the first NaN, it takes best's place and c that of label.
+  template <bool kNaN>
+  static void keep_larger(VecGeneric& best, VecGeneric& label, VecGeneric value, VecGeneric c) {
+    auto larger = value.v > best.v;
+    if (kNaN) larger = (larger | (value.v != value.v)) & (best.v == best.v);
+    best.v = larger ? value.v : best.v;
+    label.v = larger ? c.v : label.v;
+  }
   static VecGeneric fma(VecGeneric a, VecGeneric b, VecGeneric c) { return {a.v * b.v + c.v}; }
   VecGeneric operator+(VecGeneric o) const { return {v + o.v}; }
   VecGeneric operator*(VecGeneric o) const { return {v * o.v}; }

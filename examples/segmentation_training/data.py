@@ -8,8 +8,9 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from hrnet_fast.pictures.reading import normalize, to_tensor
+
 IGNORE = 255
-MEAN, STD = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])  # ImageNet's, as the official code
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 # Cityscapes' label ids of the 19 classes that count, in the order of their train ids (cityscapesScripts, labels.py)
 CITYSCAPES = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
@@ -65,11 +66,12 @@ class Folder:
         """Image [3, H, W] and mask [H, W], both uint8; a mask's label that is no class raises a ValueError."""
         path, mask_path = self.pairs[index]
         with Image.open(path) as picture:
-            image = _bytes(picture.convert("RGB"), 3).permute(2, 0, 1).contiguous()
+            image = to_tensor(picture.convert("RGB")).contiguous()
         with Image.open(mask_path) as picture:
             if picture.mode not in ("L", "P", "1"):
                 raise ValueError(f"{mask_path}: expected a mask of class indices (grey or palette), got {picture.mode}")
-            mask = _bytes(picture if picture.mode != "1" else picture.convert("L"), 1)[..., 0].clone()
+            grey = picture if picture.mode != "1" else picture.convert("L")
+            mask = torch.frombuffer(bytearray(grey.tobytes()), dtype=torch.uint8).view(grey.height, grey.width)
         if image.shape[1:] != mask.shape:
             raise ValueError(f"{mask_path}: {list(mask.shape)} pixels, but its image has {list(image.shape[1:])}")
         if mask_path.name.endswith("_labelIds.png"):
@@ -167,13 +169,3 @@ def batches(first: int, last: int, batch: int, rank: int, ranks: int):
     for step in range(first, last):
         start = (step * ranks + rank) * batch
         yield list(range(start, start + batch))
-
-
-def normalize(image: Tensor) -> Tensor:
-    """uint8 [3, H, W] to float32 with ImageNet's mean and deviation."""
-    return (image.float() / 255 - MEAN[:, None, None]) / STD[:, None, None]
-
-
-def _bytes(picture: Image.Image, channels: int) -> Tensor:  # [H, W, channels]
-    data = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8)
-    return data.view(picture.height, picture.width, channels)

@@ -1,50 +1,11 @@
 """Mean intersection over union: whole images or sliding windows, one scale or several, with or without flips."""
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from segmentation_training.data import IGNORE, normalize
-
-
-@torch.no_grad()
-def probabilities(model: nn.Module, image: Tensor, window: tuple[int, int], scales=(1.0,), flip=False) -> Tensor:
-    """Class probabilities [1, C, H, W] of an image [1, 3, H, W], the mean over scales and flips."""
-    size, total = image.shape[2:], None
-    for scale in scales:
-        scaled = image
-        if scale != 1:
-            scaled = F.interpolate(image, [max(32, round(side * scale)) for side in size], mode="bilinear")
-        for flipped in (False, True) if flip else (False,):
-            p = _windows(model, scaled.flip(-1) if flipped else scaled, window)
-            p = F.interpolate(p.flip(-1) if flipped else p, size, mode="bilinear")
-            total = p if total is None else total + p
-    return total / (len(scales) * (2 if flip else 1))
-
-
-def _windows(model: nn.Module, image: Tensor, window: tuple[int, int]) -> Tensor:
-    """Windows of at most ``window`` that overlap by a third, the mean where they do; one window where the image fits."""
-    height, width = image.shape[2:]
-    tops, lefts = _starts(height, window[0]), _starts(width, window[1])
-    if len(tops) == len(lefts) == 1:
-        return model(image).float().softmax(1)
-    total, count = None, image.new_zeros(1, 1, height, width)
-    for top in tops:
-        for left in lefts:
-            place = (..., slice(top, top + window[0]), slice(left, left + window[1]))
-            p = model(image[place].contiguous(memory_format=torch.channels_last)).float().softmax(1)
-            if total is None:
-                total = p.new_zeros(1, p.shape[1], height, width)
-            total[place] += p
-            count[place] += 1
-    return total / count
-
-
-def _starts(size: int, window: int) -> list[int]:
-    if size <= window:
-        return [0]
-    steps = -(-(size - window) // max(1, window * 2 // 3))
-    return [round(k * (size - window) / steps) for k in range(steps + 1)]
+from hrnet_fast.pictures.inference import probabilities
+from hrnet_fast.pictures.reading import normalize
+from segmentation_training.data import IGNORE
 
 
 def confusion(prediction: Tensor, target: Tensor, classes: int) -> Tensor:

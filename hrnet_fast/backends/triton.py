@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hrnet_fast import derivative, library
 from hrnet_fast.backends import gpu
-from hrnet_fast.call import BackendFailed, ExchangeCall, output_memory_format
+from hrnet_fast.call import BackendFailed, ExchangeCall, is_channels_last, output_memory_format
 
 MIN_CAPABILITY = (8, 0)
 
@@ -125,11 +125,14 @@ def _with_products(call: ExchangeCall, layout: torch.memory_format, settings: di
     return out
 
 
-def why_not_backward(grad: Tensor) -> str | None:
-    """Why the backward kernel cannot serve a gradient; None where it can."""
-    if grad.dtype not in gpu.DTYPES:
-        return f"it computes in float32, and this is {grad.dtype}"
-    return _failure or _why_not_machine(grad.device)
+def why_not_tensor(x: Tensor) -> str | None:
+    """Why kernels cannot take a tensor on a GPU; None where they can."""
+    if x.dtype not in gpu.DTYPES:
+        return f"it computes in float32, and this is {x.dtype}"
+    return _failure or _why_not_machine(x.device)
+
+
+why_not_backward = why_not_tensor  # of a gradient
 
 
 def backward(*arguments) -> list[Tensor]:
@@ -149,6 +152,22 @@ def compute_backward(grad, output, sizes, mode, align_corners, same) -> list[Ten
     full = torch.empty_like(grad, memory_format=layout) if same else None
     up_backward(grad, output, lows, full, mode=mode, align_corners=align_corners)
     return [*lows, full] if same else lows
+
+
+def interpolate_argmax(scores: Tensor, height: int, width: int, align_corners: bool, dtype: torch.dtype) -> Tensor:
+    """The operator of that name on a GPU: [N, height, width]."""
+    with torch.cuda.device_of(scores), _failing():
+        return compute_argmax(scores, height, width, align_corners, dtype)
+
+
+def compute_argmax(scores: Tensor, height: int, width: int, align_corners: bool, dtype: torch.dtype) -> Tensor:
+    """interpolate_argmax by the kernel, on scores of a supported dtype."""
+    from hrnet_fast.kernels.interpolate_argmax import interpolate_argmax
+
+    layout = torch.channels_last if is_channels_last(scores) else torch.contiguous_format
+    out = torch.empty((scores.shape[0], height, width), dtype=dtype, device=scores.device)
+    interpolate_argmax(out, gpu.dense(scores, layout), align_corners)
+    return out
 
 
 library.implement("exchange_triton", lambda *arguments: on_device(ExchangeCall.from_arguments(*arguments)))

@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hrnet_fast.bench import BadInput
+from hrnet_fast.pictures import BadPicture
+from hrnet_fast.pictures.reading import normalize, read, to_tensor
 
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as HRNet's official configurations say
 SAMPLES = ("china.jpg", "flower.jpg")  # scikit-learn's sample images, real photographs of 427x640 pixels
 MIN_SIZE = 32  # pixels: the fourth stream has 1/32 of the input's resolution
 
@@ -44,44 +44,25 @@ def load(source: str | None = None, size: tuple[int, int] | None = None) -> Tens
     Raises:
         BadInput: the file cannot be read as an image, is too small, or scikit-learn is needed and missing.
     """
-    path = Path(source) if source and source not in SAMPLES else _sample(source or SAMPLES[0])
-    pixels = _read(path, source or path.name)
+    path = Path(source) if source and source not in SAMPLES else sample(source or SAMPLES[0])
+    try:
+        pixels = to_tensor(read(path))
+    except BadPicture as error:
+        raise BadInput(f"image {source or path.name}: {error}") from None
+    except ImportError as error:
+        raise BadInput(str(error)) from None
     check_size(*(size or pixels.shape[1:]))
-    image = normalize(pixels.float().div(255))
+    image = normalize(pixels).unsqueeze(0)
     if size is not None and size != tuple(image.shape[2:]):
         image = F.interpolate(image, size, mode="bilinear", antialias=True)
     return image
 
 
-def normalize(pixels: Tensor) -> Tensor:
-    """Pixels [3, H, W] from 0 to 1, as a network's input [1, 3, H, W]."""
-    return ((pixels - torch.tensor(MEAN).view(3, 1, 1)) / torch.tensor(DEVIATION).view(3, 1, 1)).unsqueeze(0)
-
-
-def _sample(name: str) -> Path:
+def sample(name: str) -> Path:
+    """The file of one of SAMPLES; BadInput where scikit-learn is missing."""
     try:
         import sklearn.datasets
     except ImportError:
         raise BadInput("the default photograph comes with scikit-learn, which is not installed: "
                        "pass --image FILE, or pip install scikit-learn") from None  # fmt: skip
     return Path(sklearn.datasets.__file__).parent / "images" / name
-
-
-def _read(path: Path, name: str) -> Tensor:  # [3, H, W] uint8
-    try:
-        from PIL import Image, ImageOps, UnidentifiedImageError
-    except ImportError:
-        raise BadInput("images are read with Pillow, which is not installed: pip install pillow") from None
-
-    try:
-        with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file).convert("RGB")
-    except UnidentifiedImageError:
-        raise BadInput(f"image {name}: not an image in a format that can be read") from None
-    except FileNotFoundError:
-        raise BadInput(f"image {name}: there is no such file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        lines = str(error).splitlines()
-        raise BadInput(f"image {name}: cannot be read ({lines[0] if lines else type(error).__name__})") from None
-    flat = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return flat.view(image.height, image.width, 3).permute(2, 0, 1)

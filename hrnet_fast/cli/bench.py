@@ -10,11 +10,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from hrnet_fast import backends
 from hrnet_fast.bench import BadInput, drop_in, images, machine, network, report
 from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, EAGER, FAST, FAST_COMPILED, FOLDED
+from hrnet_fast.cli.common import DTYPES, check_checkpoint, check_least, find_device
 from hrnet_fast.cli.verify import forced_backend
 from hrnet_fast.models import configs
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-DTYPES |= {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 TASKS = ("segmentation", "features")
 
 
@@ -72,14 +71,10 @@ def _setup(arguments: argparse.Namespace) -> tuple[network.Setup | drop_in.Setup
         model, _ = configs.find(arguments.model)
     except ValueError as error:
         raise BadInput(str(error)) from None
-    for name, least in (("batch", 1), ("threads", 1)):
-        value = getattr(arguments, name)
-        if value is not None and value < least:
-            raise BadInput(f"{name} {value}: must be at least {least}")
+    check_least(arguments, "batch", "threads")
     if not 0 < arguments.budget < float("inf"):
         raise BadInput(f"budget {arguments.budget:g}: must be a number of seconds above 0")
-    if arguments.checkpoint is not None and not Path(arguments.checkpoint).is_file():
-        raise BadInput(f"checkpoint {arguments.checkpoint}: there is no such file")
+    check_checkpoint(arguments.checkpoint)
     if arguments.backend != "auto":
         reason = backends.TABLE[arguments.backend].why_not(None)
         if reason is not None:
@@ -93,15 +88,7 @@ def _setup(arguments: argparse.Namespace) -> tuple[network.Setup | drop_in.Setup
     else:
         contenders = [EAGER, CHANNELS_LAST, *compiled, *([FAST_COMPILED] if compiled else []), FAST]
         setup = network.Setup(model, arguments.task, dtype, arguments.batch, arguments.checkpoint, contenders)
-    return setup, _device(arguments.device)
-
-
-def _device(name: str) -> torch.device:
-    if name not in ("cpu", "cuda"):
-        raise BadInput(f"device {name!r}: expected cpu or cuda")
-    if name == "cuda" and not torch.cuda.is_available():
-        raise BadInput("device cuda: torch finds no GPU that it can use here")
-    return torch.device(name)
+    return setup, find_device(arguments.device)
 
 
 def _check_writable(path: str | None) -> None:

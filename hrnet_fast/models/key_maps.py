@@ -51,6 +51,7 @@ _MARKS = {
     "final_layer.weight": "pose",
     "neck.reduction_conv.0.weight": "detection",
 }
+_COUNTED = {"pose": "key points"}  # what the outputs of a task stand for, where they are no classes
 
 
 def to_official(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -73,12 +74,15 @@ def to_official(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[
 
 
 def describe(state: Mapping[str, Tensor]) -> str | None:
-    """Width and task of a state dict with official keys; None where it is no HRNet's."""
+    """Width, task and number of classes of a state dict with official keys; None where it is no HRNet's."""
     branch = state.get("stage4.0.branches.0.0.conv1.weight")
     if branch is None or branch.dim() != 4:
         return None
-    tasks = [task for mark, task in _MARKS.items() if mark in state]
-    return f"an HRNet of width {branch.shape[0]} for {tasks[0] if tasks else 'features'}"
+    marks = [mark for mark in _MARKS if mark in state]
+    width, task = branch.shape[0], _MARKS[marks[0]] if marks else "features"
+    if task in ("features", "detection") or state[marks[0]].dim() == 0:
+        return f"an HRNet of width {width} for {task}"
+    return f"an HRNet of width {width} for {task} with {state[marks[0]].shape[0]} {_COUNTED.get(task, 'classes')}"
 
 
 def _rename(key: str) -> str:

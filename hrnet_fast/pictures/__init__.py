@@ -1,0 +1,18 @@
+"""HRNet on people's own pictures: reading and writing them, class maps, key points, drawings.
+
+What ``hrnet-fast segment`` and ``hrnet-fast pose`` are made of. Pillow is needed, the extra ``pictures``.
+"""
+
+
+class BadPicture(ValueError):
+    """A picture that cannot be used. The message says why in one line, without the picture's name."""
+
+
+def need_pillow() -> None:
+    """Raises an ImportError that says what to do where Pillow is missing."""
+    try:
+        import PIL  # noqa: F401
+    except ImportError:
+        raise ImportError(
+            "pictures are read with Pillow, which is not installed: pip install 'hrnet_fast[pictures]'"
+        ) from None
