@@ -42,3 +42,5 @@ def test_the_module_is_there_where_it_can_be_built():
     assert cuda.extension_error is None
     for name in ("exchange_sums", "exchange_backward_sums"):
         assert torch._C._dispatch_has_kernel_for_dispatch_key(f"hrnet_fast::{name}", "CUDA")
+    if not torch.cuda.is_available():  # the runtime in it finds no driver that is new enough, and says so
+        assert "driver" in torch.ops.hrnet_fast.cuda_kernels_error(-1)

@@ -36,7 +36,7 @@ def test_one_graph_for_each_kind_of_input(cuda):
         assert torch.equal(graphed(x), module(x))
     x = torch.randn(1, 3, 8, 9).contiguous(memory_format=torch.channels_last)
     assert torch.equal(graphed(x), module(x))
-    assert cuda.log.count("capture") == len(graphed) == 3
+    assert cuda.log.count("capture") == graphed.kept == 3
     assert cuda.log.count("replay") == 5
     assert cuda.graphs[-1].outputs.is_contiguous(memory_format=torch.channels_last)
 
@@ -52,7 +52,7 @@ def test_inputs_and_outputs_of_any_structure(cuda):
         assert found["sum"].dtype == expected["sum"].dtype
         assert torch.equal(found["sum"], expected["sum"])
         assert torch.equal(found["rest"][0], expected["rest"][0]) and found["rest"][1:] == (None, "text")
-    assert len(graphed) == 3
+    assert graphed.kept == 3
 
 
 def test_keeps_those_used_last(cuda):
@@ -60,7 +60,7 @@ def test_keeps_those_used_last(cuda):
     one, two, three = torch.ones(1), torch.ones(2), torch.ones(3)
     for x in (one, two, one, three):  # two goes
         graphed(x)
-    assert len(graphed) == 2
+    assert graphed.kept == 2
     assert [graph.alive for graph in cuda.graphs] == [True, False, True]
     assert cuda.log.index("synchronize") < cuda.log.index("reset")
     graphed(one)
@@ -134,7 +134,7 @@ def test_a_module_that_cannot_be_recorded_runs_as_it_is(cuda):
         warnings.simplefilter("error")  # once is enough
         assert graphed(torch.ones(1)).item() == 2
     assert "RuntimeError: operation not permitted" in graphed.why_eager(torch.ones(1))
-    assert len(graphed) == 0
+    assert graphed.kept == 0
     with pytest.raises(RuntimeError, match="not permitted"):
         graphed.buffers(torch.ones(1))
     graphed.invalidate()
@@ -146,7 +146,7 @@ def test_out_of_memory_drops_the_other_graphs_and_tries_again(cuda):
     graphed(torch.ones(1))
     cuda.out_of_memory = 1
     assert graphed(torch.ones(2)).tolist() == [-1, -1]
-    assert len(graphed) == 1 and not cuda.graphs[0].alive
+    assert graphed.kept == 1 and not cuda.graphs[0].alive
     assert cuda.log.count("empty_cache") == 1
     cuda.out_of_memory = 2
     with pytest.warns(RuntimeWarning, match="out of memory"):
@@ -165,7 +165,7 @@ def test_invalidation(cuda):
     assert cuda.log.count("capture") == 2 and not cuda.graphs[0].alive
     assert torch.equal(y, kept)
     graphed.invalidate()
-    assert len(graphed) == 0 and not cuda.graphs[1].alive
+    assert graphed.kept == 0 and not cuda.graphs[1].alive
     graphed(x)
     module.train()  # its training flag is part of what a graph was recorded for
     graphed(x)
@@ -269,7 +269,7 @@ def test_on_a_gpu():
         torch.cuda.synchronize()
         for a, b in zip(found, expected, strict=True):
             torch.testing.assert_close(a, b)
-    assert len(graphed) == 2
+    assert graphed.kept == 2
     assert graphed.why_eager(x) is None
 
 

@@ -7,6 +7,7 @@ from exchange_cases import CASES, MODES, make, truth
 
 import hrnet_fast as hf
 from hrnet_fast import backends, derivative
+from hrnet_fast.backends import cuda, gpu
 from hrnet_fast.call import BackendFailed
 from hrnet_fast.tolerances import OPERATOR, OPERATOR_TF32, relative_error
 
@@ -126,8 +127,8 @@ def test_an_exchange_unit_in_one_launch():
 
 def test_a_failing_triton_makes_room_for_the_next(monkeypatch):
     triton = backends.TABLE["triton"]
-    monkeypatch.setattr(triton, "_failure", None)
-    monkeypatch.setattr(triton, "compute", _broken)
+    monkeypatch.setattr(triton, "failures", gpu.Failures())
+    monkeypatch.setattr("hrnet_fast.kernels.up_sum_relu.up_sum_relu", _broken)
     inputs, weights, keywords = make(BY_NAME["stage4"], torch.float32, device="cuda")
     with pytest.raises(BackendFailed, match="PTX"):
         hf.exchange(inputs, weights, **keywords, backend="triton")
@@ -136,5 +137,11 @@ def test_a_failing_triton_makes_room_for_the_next(monkeypatch):
     assert relative_error(out, truth(inputs, weights, **keywords)) < OPERATOR[torch.float32]
 
 
-def _broken(call):
-    raise OSError("PTX of a version that this driver does not know")
+def test_the_kernels_can_be_loaded():
+    """A module that was compiled for another GPU, or needs a newer driver, must say so before its first launch."""
+    assert cuda.kernels_error(0) is None
+    assert cuda.why_not(None) is None
+
+
+def _broken(*arguments, **keywords):
+    raise RuntimeError("Triton Error [CUDA]: PTX of a version that this driver does not know")

@@ -136,7 +136,8 @@ class GraphedModule:
             self._failures.clear()
             self._pool = None
 
-    def __len__(self) -> int:
+    @property
+    def kept(self) -> int:
         """How many graphs are kept at the moment."""
         return len(self._graphs)
 
