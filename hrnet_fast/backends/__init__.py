@@ -67,7 +67,9 @@ def run_all(calls: list[ExchangeCall]) -> list[Tensor]:
     if calls and calls[0].inputs[0].is_cuda and not torch.compiler.is_compiling():
         backend = choose(calls[0])
         together = getattr(backend, "run_together", None)
-        if together and all(choose(c) is backend for c in calls) and backend.why_not_together(calls) is None:
+        # one launch for all, also for those that another backend would serve first by themselves
+        fit = together is not None and all(backend.why_not(c) is None for c in calls)
+        if fit and backend.why_not_together(calls) is None:
             try:
                 return together(calls)
             except BackendFailed:
