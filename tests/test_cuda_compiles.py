@@ -14,6 +14,9 @@ CUDA = Path(__file__).parents[1] / "csrc" / "cuda"
 TOOLKIT = runpy.run_path(str(CUDA / "toolkit.py"))
 FOLDER = TOOLKIT["find"]()
 MAX_REGISTERS = 128  # 512 threads of a multiprocessor in flight
+# With channels innermost 168 let two blocks of 192 threads be there, and no more are needed: an output of 128 x 256
+# pixels has 256 blocks. What the registers hold are loads: memory is waited for 3 times in place of 12.
+MAX_REGISTERS_CHANNELS_LAST = 168
 
 pytestmark = pytest.mark.toolkit
 
@@ -31,7 +34,9 @@ def test_compiles_without_spills(source, architecture, tmp_path):
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", done.stderr)]
     assert len(registers) == len(stacks) == done.stderr.count("Compiling entry function") > 0
     assert set(stacks) == {("0", "0", "0")}
-    assert max(registers) <= MAX_REGISTERS
+    names = re.findall(r"Compiling entry function '(\w+)'", done.stderr)
+    for name, used in zip(names, registers, strict=True):
+        assert used <= (MAX_REGISTERS_CHANNELS_LAST if "channels_last" in name else MAX_REGISTERS), name
 
 
 def test_the_module_is_there_where_it_can_be_built():
