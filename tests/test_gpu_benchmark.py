@@ -190,6 +190,30 @@ def test_the_readme_table_is_inserted_and_checked(tmp_path):
     assert "4.00x" in readme.read_text() and "stale" not in readme.read_text()
 
 
+def test_every_part_has_a_process_of_its_own(tmp_path, monkeypatch):
+    commands = []
+    monkeypatch.setattr(gpu, "_run", lambda command, limit: commands.append(command) or len(commands) == 2)
+    given = ["--results", str(tmp_path), "--device", "cpu", "--limit", "7", "--cases", "w18-512x1024"]
+    assert gpu.main(given) == 1  # the worst of all
+    assert [command[-1] for command in commands] == [*gpu.STEPS, *gpu_cases.PARTS]
+    for command in commands:
+        assert command[command.index("--limit") + 1] == "7.0"
+        assert command[command.index("--cases") + 1] == "w18-512x1024"
+    assert gpu.LIMIT + gpu.SLACK <= 9 * 60
+
+
+@pytest.mark.parametrize("reason", [None, "its kernels cannot be loaded on this GPU"])
+def test_the_build_compiles_only_what_does_not_serve(tmp_path, monkeypatch, capsys, reason):
+    environments = []
+    monkeypatch.setattr(gpu, "_run", lambda command, limit, environment: environments.append(environment) or 0)
+    monkeypatch.setattr(gpu.cuda, "why_not", lambda call: reason)
+    monkeypatch.setattr(gpu.library, "extension_error", None)
+    monkeypatch.delenv("HRNET_FAST_NO_EXT", raising=False)
+    assert gpu.main(["--part", "build", "--results", str(tmp_path), "--device", "cpu"]) == 0
+    assert environments[0].get("HRNET_FAST_NO_EXT") == ("1" if reason is None else None)
+    assert ("compiling: its kernels" in capsys.readouterr().out) is (reason is not None)
+
+
 def test_a_step_that_takes_too_long_is_cut_short(capsys):
     assert gpu._run(["sleep", "20"], 0.2) == 1
     assert "cut short" in capsys.readouterr().err
