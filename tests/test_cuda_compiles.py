@@ -39,6 +39,23 @@ def test_compiles_without_spills(source, architecture, tmp_path):
         assert used <= (MAX_REGISTERS_CHANNELS_LAST if "channels_last" in name else MAX_REGISTERS), name
 
 
+def test_products_wait_for_many_loads_at_once(tmp_path):
+    """In the machine code of sm_90: every product of 16-bit numbers has its loads in front, none behind a branch."""
+    nvdisasm = Path(pytest.importorskip("triton").__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+    command = [FOLDER / "bin" / "nvcc", *TOOLKIT["NVCC_FLAGS"], "-arch=sm_90", "-cubin", CUDA / "launch.cu", "-o",
+               tmp_path / "kernels.cubin"]  # fmt: skip
+    subprocess.run(command, check=True)
+    text = subprocess.run([nvdisasm, tmp_path / "kernels.cubin"], capture_output=True, text=True, check=True).stdout
+    kernels = [part for part in text.split(".section\t.text.")[1:] if "Halves" in part.split(",", 1)[0]]
+    assert len(kernels) == 2
+    for kernel in kernels:
+        blocks = [block for block in re.split(r"^\.L_x_\d+:", kernel, flags=re.MULTILINE) if "HMMA" in block]
+        loads = [block.split("HMMA", 1)[0].count("LDG.E") for block in blocks]
+        assert len(loads) == 6  # three widths of loads, two shapes of a warp
+        assert min(loads) >= 14, loads
+        assert not any("LDG.E" in block.split("HMMA", 1)[1] for block in blocks)
+
+
 def test_the_module_is_there_where_it_can_be_built():
     found = int(torch.version.cuda.partition(".")[0]) if torch.version.cuda else None
     if found != TOOLKIT["version"](FOLDER)[0]:

@@ -1,5 +1,7 @@
 """The operator on a GPU, every backend: the case list, graphs, streams, autocast, the backward. Skipped without one."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,7 +9,7 @@ from exchange_cases import CASES, MODES, make, truth
 
 import hrnet_fast as hf
 from hrnet_fast import backends, derivative
-from hrnet_fast.backends import cuda, gpu
+from hrnet_fast.backends import cuda, gpu, triton
 from hrnet_fast.call import BackendFailed
 from hrnet_fast.tolerances import OPERATOR, OPERATOR_TF32, relative_error
 
@@ -134,18 +136,31 @@ def test_training_on_a_gpu():
         assert relative_error(a, b.double()) < OPERATOR[torch.float32]
 
 
-def test_an_exchange_unit_in_one_launch():
+@pytest.mark.parametrize("backend", ["auto", "cuda", "triton"])
+def test_an_exchange_unit_in_one_launch(backend, monkeypatch):
+    launches = []
+    for module in (cuda, triton):
+
+        def together(calls, original=module.run_together):
+            launches.append(len(calls))
+            return original(calls)
+
+        monkeypatch.setattr(module, "run_together", together)
+    if backend != "auto":
+        monkeypatch.setenv("HRNET_FAST_BACKEND", backend)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # of the strided convolutions, which are torch's
     unit = hf.ExchangeUnit((18, 36, 72, 144)).cuda().eval()
     streams = [torch.randn(1, 18 << k, 64 >> k, 96 >> k, device="cuda").contiguous(memory_format=torch.channels_last)
                for k in range(4)]  # fmt: skip
     with torch.inference_mode():
-        exact = [y.double() for y in unit.double()._plain([x.double() for x in streams])]
-        for a, b in zip(unit.float()(streams), exact, strict=True):
-            assert relative_error(a, b) < OPERATOR[torch.float32]
+        exact = [y.double() for y in copy.deepcopy(unit).double()._plain([x.double() for x in streams])]
+        found = unit(streams)
+    assert launches == [4]
+    for a, b in zip(found, exact, strict=True):
+        assert relative_error(a, b) < OPERATOR[torch.float32]
 
 
 def test_a_failing_triton_makes_room_for_the_next(monkeypatch):
-    triton = backends.TABLE["triton"]
     monkeypatch.setattr(triton, "failures", gpu.Failures())
     monkeypatch.setattr("hrnet_fast.kernels.up_sum_relu.up_sum_relu", _broken)
     inputs, weights, keywords = make(BY_NAME["stage4"], torch.float32, device="cuda")

@@ -1,21 +1,24 @@
 """Which backend serves tensors on a GPU, and what happens where one cannot: on fake tensors, with a made-up GPU."""
 
 import contextlib
+import functools
 import subprocess
 from types import SimpleNamespace
 
 import pytest
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import hrnet_fast as hf
-from hrnet_fast import backends
-from hrnet_fast.backends import cuda, gpu, preferences, triton
+from hrnet_fast import backends, derivative
+from hrnet_fast.backends import cuda, gpu, preferences, reference, triton
 from hrnet_fast.call import BackendFailed
 from hrnet_fast.cli import main
-from hrnet_fast.exchange import exchange_group
+from hrnet_fast.exchange import _validate, exchange_group
 
 NO_IMAGE = "no kernel image is available for execution on the device"
+LAUNCHING_TRITON = functools.partial(triton._launching, "up_sum_relu")
 OLD_DRIVER = "CUDA driver version is insufficient for CUDA runtime version"
 
 
@@ -194,10 +197,10 @@ def tritons_errors():
 @pytest.mark.parametrize("index", range(9))
 def test_a_triton_that_fails(machine, served, monkeypatch, index):
     error = tritons_errors()[index]
-    monkeypatch.setattr(triton, "run", failing(triton._launching, error))
+    monkeypatch.setattr(triton, "run", failing(LAUNCHING_TRITON, error))
     exchange(weight=False)
     assert served == ["cuda"]
-    with pytest.raises(RuntimeError, match=r"cannot serve this call: Triton failed \("):
+    with pytest.raises(RuntimeError, match=r"cannot serve this call: Triton failed at up_sum_relu \("):
         exchange(weight=False, backend="triton")
     reason = triton.why_not(None)
     assert type(error).__name__ in reason and gpu.first_line(error) in reason
@@ -225,7 +228,7 @@ def failing(launching, error):
 
 
 def test_a_named_triton_that_fails_raises_its_reason(machine, monkeypatch):
-    monkeypatch.setattr(triton, "run", failing(triton._launching, RuntimeError("Failed to find C compiler")))
+    monkeypatch.setattr(triton, "run", failing(LAUNCHING_TRITON, RuntimeError("Failed to find C compiler")))
     with pytest.raises(BackendFailed, match="Failed to find C compiler"):
         exchange(weight=False, backend="triton")
     monkeypatch.setattr(triton, "failures", gpu.Failures())
@@ -238,7 +241,7 @@ def test_a_named_triton_that_fails_raises_its_reason(machine, monkeypatch):
     "error", [torch.OutOfMemoryError("CUDA out of memory"), ZeroDivisionError("a mistake of ours")]
 )
 def test_errors_that_are_not_tritons_own_go_through(machine, monkeypatch, error):
-    monkeypatch.setattr(triton, "run", failing(triton._launching, error))
+    monkeypatch.setattr(triton, "run", failing(LAUNCHING_TRITON, error))
     with pytest.raises(type(error)):
         exchange(weight=False)
     assert triton.why_not(None) is None
@@ -313,3 +316,27 @@ def test_the_backward_goes_on_to_the_next(machine, monkeypatch):
         machine.capability = (7, 5)  # no Triton there: standard operators
         (low,) = backends._backward_on_gpu(grad, None, [4, 4], "bilinear", False, False)
     assert low.shape == (1, 4, 4, 4)
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
+def test_float32_products_on_gpus_are_no_convolutions(machine, layout):
+    """cuDNN's would be rounded to TF32 by default, whatever torch.backends.cuda.matmul.allow_tf32 says."""
+
+    class Operators(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            names.append(function.overloadpacket.__name__)
+            return function(*args, **(kwargs or {}))
+
+    names = []
+    with FakeTensorMode(), Operators():
+        x = [torch.empty(2, c, n, n, device="cuda:0").contiguous(memory_format=layout) for c, n in ((8, 16), (12, 8))]
+        weight, projection = torch.empty(8, 12, device="cuda:0"), torch.empty(5, 8, device="cuda:0")
+        call = _validate(x, [None, weight], None, None, "bilinear", False, "relu", (projection, projection[:, 0]))
+        reference.run(call)
+        for value in (
+            gpu.product(x[1], weight, layout),
+            gpu.project(x[0], call, layout),
+            derivative._times(x[1], weight),
+        ):
+            assert value.is_contiguous(memory_format=layout)
+    assert "convolution" not in names and names.count("bmm") + names.count("mm") + names.count("addmm") == 5, names

@@ -3,9 +3,9 @@
 import functools
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from hrnet_fast import products
 from hrnet_fast.call import BackendFailed, ExchangeCall, output_memory_format
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
@@ -127,14 +127,12 @@ def product(x: Tensor, weight: Tensor | None, layout: torch.memory_format) -> Te
     x = dense(x, layout)
     if weight is None:
         return x
-    if layout == torch.channels_last and x.shape[0] > 0:  # a plain matrix product: cuBLAS, without cuDNN's heuristics
-        return (x.permute(0, 2, 3, 1) @ weight.flatten(1).t()).permute(0, 3, 1, 2)
-    return dense(F.conv2d(x, weight.flatten(1)[:, :, None, None]), layout)
+    return dense(products.as_matrices(x, weight.flatten(1), None, layout == torch.channels_last), layout)
 
 
 def project(y: Tensor, call: ExchangeCall, layout: torch.memory_format) -> Tensor:  # [N, C_p, H, W]
     """The projection of a call, by torch; y [N, C_out, H, W] as it is where the call has none."""
     if call.projection is None:
         return y
-    weight = call.projection.flatten(1)[:, :, None, None]
-    return dense(F.conv2d(y, weight, call.projection_bias), layout)
+    weight, bias = call.projection.flatten(1), call.projection_bias
+    return dense(products.as_matrices(y, weight, bias, layout == torch.channels_last), layout)

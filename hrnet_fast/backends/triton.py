@@ -55,7 +55,7 @@ def on_device(call: ExchangeCall) -> Tensor:
 
 
 @contextlib.contextmanager
-def _launching(device: torch.device):
+def _launching(kernel: str, device: torch.device):
     """Remembers and reports a Triton that is installed and cannot be imported, compile or launch on this GPU.
 
     Nothing but launches of kernels belongs into it. Triton raises RuntimeErrors where there is no C compiler for its
@@ -67,7 +67,8 @@ def _launching(device: torch.device):
         transient = isinstance(error, RuntimeError) and "out of memory" in str(error)
         if device.type != "cuda" or transient or not _is_tritons(error):
             raise
-        raise failures.remember(device, f"Triton failed ({type(error).__name__}: {gpu.first_line(error)})") from error
+        reason = f"Triton failed at {kernel} ({type(error).__name__}: {gpu.first_line(error)})"
+        raise failures.remember(device, reason) from error
 
 
 def _is_tritons(error: Exception) -> bool:
@@ -109,7 +110,7 @@ def compute_together(calls: list[ExchangeCall]) -> list[Tensor]:
     for call in calls:
         inputs = [gpu.product(x, w, layout) for x, w in zip(call.inputs, call.weights, strict=True)]
         sums.append((gpu.empty(call, inputs[0].shape[1], layout), inputs, gpu.dense(call.bias)))
-    with _launching(first.inputs[0].device):
+    with _launching("up_sum_relu", first.inputs[0].device):
         from hrnet_fast.kernels.up_sum_relu import Sum, up_sum_relu
 
         up_sum_relu([Sum(*s) for s in sums], mode=first.mode, align_corners=first.align_corners, relu=first.relu)
@@ -133,7 +134,7 @@ def _with_products(call: ExchangeCall, layout: torch.memory_format, settings: di
     projection = None if call.projection is None else gpu.dense(call.projection).flatten(1)
     out = gpu.empty(call, channels if projection is None else projection.shape[0], layout)
     bias, projection_bias = gpu.dense(call.bias), gpu.dense(call.projection_bias)
-    with _launching(out.device):
+    with _launching("product_up_sum", out.device):
         from hrnet_fast.kernels.product_up_sum import product_up_sum
 
         product_up_sum(out, wholes, weights, inputs, bias, projection, projection_bias, tf32=call.allow_tf32,
@@ -161,7 +162,7 @@ def compute_backward(grad, output, sizes, mode, align_corners, same) -> list[Ten
     lows = [torch.empty((*grad.shape[:2], *size), dtype=grad.dtype, device=grad.device, memory_format=layout)
             for size in derivative.pairs(sizes)]  # fmt: skip
     full = torch.empty_like(grad, memory_format=layout) if same else None
-    with _launching(grad.device):
+    with _launching("up_backward", grad.device):
         from hrnet_fast.kernels.up_backward import up_backward
 
         up_backward(grad, output, lows, full, mode=mode, align_corners=align_corners)
