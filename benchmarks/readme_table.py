@@ -1,4 +1,4 @@
-"""Writes README.md's table of results and its plot from the files in benchmarks/results/; nothing is typed by hand.
+"""Writes README.md's tables of results and its plot from the files in benchmarks/results/; nothing is typed by hand.
 
 ``python -m benchmarks.readme_table`` writes, ``--check`` exits with 1 where README.md says something else.
 """
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import gpu_table
 from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, FAST, FOLDED
 from hrnet_fast.bench.machine import summary
 from hrnet_fast.bench.plot import plot
@@ -15,6 +16,7 @@ from hrnet_fast.bench.report import Case, Report, milliseconds
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+GPU_MARKERS = "<!-- gpu:begin -->", "<!-- gpu:end -->"
 ROWS = (  # what the README shows, in this order, where it was measured
     "model-w48-512x512-float32", "model-w48-512x512-bfloat16", "model-w18-512x512-float32",
     "model-w18-512x512-bfloat16", "head-w48-128x128-float32", "head-w48-128x128-bfloat16",
@@ -40,6 +42,8 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
         return 1
     reports = load(root / "benchmarks" / "results")
     after = insert(before, table(reports))
+    if all(before.count(marker) == 1 for marker in GPU_MARKERS):
+        after = insert(after, gpu_table.block(root / "benchmarks" / "results" / "gpu"), *GPU_MARKERS)
     if arguments.check:
         if after != before:
             print(
@@ -64,10 +68,10 @@ def load(folder: Path) -> dict[str, Report]:
     return reports
 
 
-def insert(readme: str, block: str) -> str:
+def insert(readme: str, block: str, begin: str = BEGIN, end: str = END) -> str:
     """README.md with what stands between the markers replaced."""
-    head, rest = readme.split(BEGIN)
-    return f"{head}{BEGIN}\n{block}{END}{rest.split(END)[1]}"
+    head, rest = readme.split(begin)
+    return f"{head}{begin}\n{block}{end}{rest.split(end)[1]}"
 
 
 def table(reports: dict[str, Report]) -> str:

@@ -8,6 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import conv_flop_count, register_flop_formula
 
+from hrnet_fast import cudnn_epilogue
+from hrnet_fast.backends.gpu import first_line
+from hrnet_fast.call import is_channels_last
+
 # The best weight layout depends on the input's size, and a wrong one costs up to a hundred times the convolution itself
 # (it is then reordered slowly at every call). So there is one layout for each of the sizes that came last.
 _KEPT_SIZES = 4
@@ -78,7 +82,8 @@ class FoldedConv:
 
     On the CPU in float32, bfloat16 or float16 and where no gradient is wanted it runs through the oneDNN operators that
     Inductor uses, with weights in oneDNN's own layout; the result is then channels_last whatever the layout of the
-    input (also for a contiguous input this is faster than conv2d, the conversion included). Everywhere else, under
+    input (also for a contiguous input this is faster than conv2d, the conversion included). On NVIDIA GPUs bias, ReLU and
+    residual sum are in cuDNN's epilogue where hrnet_fast.cudnn_epilogue has no objection. Everywhere else, under
     compilation, tracing or a tensor subclass, it is F.conv2d and relu, which keep the input's layout.
 
     Args:
@@ -104,12 +109,16 @@ class FoldedConv:
         self._geometry = stride, padding, dilation, groups
         self.relu_from = relu_from
         self._prepared: dict[tuple, tuple[Tensor, Tensor | None]] = {}
+        self._last: Tensor | None = None  # the weight with channels innermost, for GPUs
+        self._failure: str | None = None  # why cuDNN's epilogue could not compute this very convolution
 
     def __call__(self, x: Tensor) -> Tensor:  # [N, I, H, W] -> [N, O, H', W']
         if self.why_plain(x) is None:
             y = self._onednn(x)
+        elif self.relu_from == 0 and self.why_not_epilogue(x) is None:
+            return self._on_gpu(x)
         else:
-            y = F.conv2d(x, self.weight, self.bias, *self._geometry)
+            y = F.conv2d(x, self._weight_for(x), self.bias, *self._geometry)
             if self.relu_from == 0:
                 y = F.relu(y)
         if self.relu_from:
@@ -117,16 +126,49 @@ class FoldedConv:
         return y
 
     def add_relu(self, x: Tensor, other: Tensor) -> Tensor:  # [N, I, H, W], [N, O, H', W'] -> [N, O, H', W']
-        """relu(convolution(x) + other), without the ReLU of ``relu_from``; the sum is rounded once where oneDNN does it.
+        """relu(convolution(x) + other), without the ReLU of ``relu_from``; the sum is rounded once in an epilogue.
 
         Raises:
             RuntimeError: the shape of ``other`` is not that of the convolution's result.
         """
         # oneDNN itself does not look at the shape of the summand, and would read beyond it
-        fits = type(other) is Tensor and other.dtype == x.dtype and tuple(other.shape) == self._output_shape(x)
+        fits = type(other) is type(x) and other.dtype == x.dtype and tuple(other.shape) == self._output_shape(x)
         if fits and self.why_plain(x) is None:
             return self._onednn(x, other)
-        return F.relu(F.conv2d(x, self.weight, self.bias, *self._geometry) + other)
+        if fits and other.device == x.device and self.why_not_epilogue(x) is None:
+            return self._on_gpu(x, other)
+        return F.relu(F.conv2d(x, self._weight_for(x), self.bias, *self._geometry) + other)
+
+    def why_not_epilogue(self, x: Tensor) -> str | None:
+        """Why bias, ReLU and residual sum of this input are not in cuDNN's epilogue; None where they are."""
+        if not x.is_cuda or type(x) is not Tensor or torch.compiler.is_compiling() or torch.jit.is_tracing():
+            return "the input is no plain tensor on an NVIDIA GPU"
+        return self._failure or cudnn_epilogue.why_not(x, self.weight, self.groups)
+
+    def _on_gpu(self, x: Tensor, other: Tensor | None = None) -> Tensor:
+        weight = self._weight_for(x)
+        try:
+            if other is None:
+                return cudnn_epilogue.convolve_relu(x, weight, self.bias, *self._geometry)
+            last = other.contiguous(memory_format=torch.channels_last)
+            return cudnn_epilogue.convolve_add_relu(x, last, weight, self.bias, *self._geometry)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # no engine of cuDNN for this geometry
+            self._failure = f"cuDNN cannot ({first_line(error)})"
+            return self(x) if other is None else self.add_relu(x, other)
+
+    def _weight_for(self, x: Tensor) -> Tensor:
+        """The weight with its channels innermost where those of the input on a GPU are: cuDNN would convert every time."""
+        if not x.is_cuda or type(x) is not Tensor or torch.compiler.is_compiling() or not is_channels_last(x):
+            return self.weight
+        if self._last is None:
+            with torch.inference_mode(False), torch.no_grad():
+                last = self.weight.detach().contiguous(memory_format=torch.channels_last)
+            if torch.cuda.is_current_stream_capturing():
+                return last  # in the graph's memory: nothing is in it before a replay
+            self._last = last
+        return self.weight if self.weight.requires_grad and torch.is_grad_enabled() else self._last
 
     def _output_shape(self, x: Tensor) -> tuple[int, ...]:
         stride, padding, dilation, _ = self._geometry

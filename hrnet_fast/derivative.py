@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from hrnet_fast import products
 from hrnet_fast.autograd import apply
 from hrnet_fast.call import ExchangeCall, is_channels_last
 
@@ -102,7 +102,7 @@ def differentiable(call: ExchangeCall) -> Tensor:
 
 
 def _times(x: Tensor, weight: Tensor) -> Tensor:  # [N, C, H, W], [O, C] -> [N, O, H, W]
-    return F.conv2d(x, weight.to(x.dtype)[:, :, None, None])
+    return products.conv1x1(x, weight.to(x.dtype))
 
 
 def _outer(dz: Tensor, x: Tensor) -> Tensor:  # [N, O, H, W], [N, C, H, W] -> [O, C], summed in float32 or wider

@@ -12,9 +12,10 @@ constexpr int kTileH = 8;                // output rows of a block of threads
 constexpr int kTileW = 16;               // output columns, with channels innermost in memory
 constexpr int kPlanarTileW = 32;         // output columns, with columns innermost
 constexpr int kMaxThreads = 256;         // of a block
-constexpr int kMaxChannelBlock = 64;     // a multiple of 8
-constexpr int kMaxShared = 48 << 10;     // bytes: what every GPU gives without being asked
-constexpr int kProductColumns = 16;      // channels that a warp multiplies at once
+constexpr int kTileThreads = 192;  // of a block with channels innermost: 48 channels of a tile, 8 by 4 rows each
+constexpr int kMaxChannelBlock = 48;  // a multiple of 8
+constexpr int kMaxShared = 48 << 10;  // bytes: what every GPU gives without being asked
+constexpr int kProductColumns = 24;  // channels that a warp multiplies at once: two warps for 48, one for 18
 
 HRNET_FAST_HOST_DEVICE constexpr int ceil_div(int a, int b) { return (a + b - 1) / b; }
 HRNET_FAST_HOST_DEVICE constexpr int smaller(int a, int b) { return a < b ? a : b; }
@@ -126,7 +127,7 @@ constexpr int threads_of(const Output& q, bool channels_last) {
   if (!channels_last) return kMaxThreads;
   const int columns = kTileW * ceil_div(smaller(q.channel_block, q.channels), q.vector);
   const int items = columns * (kTileH / rows_per_thread(q.vector));
-  return smaller(ceil_div(items, 32) * 32, kMaxThreads);
+  return smaller(ceil_div(items, 32) * 32, kTileThreads);
 }
 
 struct Grid {

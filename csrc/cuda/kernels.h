@@ -14,7 +14,7 @@ HRNET_FAST_DEVICE const Output& output_of(const Launch& launch, unsigned block) 
 
 // Channels innermost: products of all inputs with a weight into shared memory, then the sums.
 template <class Product>
-HRNET_FAST_KERNEL(kMaxThreads, 2)
+HRNET_FAST_KERNEL(kTileThreads, 2)
 exchange_channels_last(HRNET_FAST_PARAMETER Launch launch) {
   using T = typename Product::Element;
   const Output& q = output_of(launch, block());

@@ -6,6 +6,12 @@
 namespace hrnet_fast {
 namespace cuda {
 
+// Why the driver cannot load the kernels on the current GPU (it is too old, or they are compiled for others), or null.
+const char* why_not_loaded();
+
+// What both functions below return for work that no grid can hold.
+extern const char* const kTooLarge;
+
 // Launches a kernel for outputs whose pointers, sizes and counts are set. Returns null, or what went wrong.
 const char* run(Launch& launch, DType dtype, bool channels_last, bool tf32, void* stream);
 

@@ -34,7 +34,8 @@ HRNET_FAST_DEVICE uint32_t pair(const Vector<T, V>& x, int i) {
 template <class T>
 struct Halves {
   using Element = T;
-  static constexpr int kPixels = 64;     // that a warp multiplies at once
+  static constexpr int kPixels = 32;     // that a warp multiplies at once
+  static constexpr int kSteps = 2;       // of 16 bytes a lane, whose loads come together
   static constexpr int kLanes = 4;       // that share a pixel and divide its input channels
   static constexpr int kWeightRows = 1;  // that a lane loads for 8 channels
   static HRNET_FAST_DEVICE int weight_row(int lane, int) { return lane / 4; }
@@ -52,7 +53,7 @@ struct Halves {
 
 struct Tf32 {
   using Element = float;
-  static constexpr int kPixels = 64, kLanes = 4, kWeightRows = 1;
+  static constexpr int kPixels = 32, kSteps = 2, kLanes = 4, kWeightRows = 1;
   static HRNET_FAST_DEVICE int weight_row(int lane, int) { return lane / 4; }
   template <int PER>
   static HRNET_FAST_DEVICE void add(float (&d)[4], const Vector<float, PER>& upper, const Vector<float, PER>& lower,
@@ -68,7 +69,7 @@ struct Tf32 {
 
 struct Ieee {  // float32 without tensor cores
   using Element = float;
-  static constexpr int kPixels = 32, kLanes = 1, kWeightRows = 2;
+  static constexpr int kPixels = 32, kSteps = 1, kLanes = 1, kWeightRows = 2;
   static HRNET_FAST_DEVICE int weight_row(int lane, int i) { return lane % 4 * 2 + i; }
   template <int PER>
   static HRNET_FAST_DEVICE void add(float (&d)[4], const Vector<float, PER>& upper, const Vector<float, PER>& lower,
@@ -99,40 +100,51 @@ HRNET_FAST_DEVICE Vector<T, PER> load_row(const T* row, int k, int length) {
   return x;
 }
 
-// One warp: kPixels pixels from `first_pixel` on, 16 channels from `first_channel` of the block on.
-template <class Product, int PER, bool ALIGNED>
+// One warp: 16 * M pixels from `first_pixel` on, 24 channels from `first_channel` of the block on.
+//
+// All loads of STEPS steps come before their products, without a branch in between: the wait for memory, and not the
+// products, is what a small patch takes. STEPS * M is the same for all patches, and so are the registers.
+template <class Product, int M, int STEPS, int PER, bool ALIGNED>
 HRNET_FAST_DEVICE void multiply(const Input& in, const Output& q, const Tile& t, const Patch& p, int first_pixel,
                                 int first_channel, typename Product::Element* patch) {
   using T = typename Product::Element;
-  constexpr int M = Product::kPixels / 16, N = kProductColumns / 8;
+  constexpr int N = kProductColumns / 8, LANES = Product::kLanes, WEIGHT_ROWS = Product::kWeightRows;
   const int lane = thread() % 32, pixels = p.rows * p.columns;
   const T* image = static_cast<const T*>(in.data) + image_offset(t.n, in.k, in.h, in.w);
-  const T* weight = static_cast<const T*>(in.weight);
-  int source[2 * M];  // pixels of the image; those behind the end of the patch repeat its last one
+  const T* pixel_row[2 * M];  // those behind the end of the patch repeat its last pixel
 #pragma unroll
   for (int i = 0; i < 2 * M; ++i) {
     const int pixel = smaller(first_pixel + i * 8 + lane / 4, pixels - 1);
-    source[i] = (p.y + pixel / p.columns) * in.w + p.x + pixel % p.columns;
+    pixel_row[i] = image + channels_last_offset(0, p.y + pixel / p.columns, p.x + pixel % p.columns, in.k, in.w);
   }
-  float d[M][N][4] = {};
-  for (int first = 0; first < in.k; first += PER * Product::kLanes) {
-    const int k = first + lane % Product::kLanes * PER;
-    Vector<T, PER> b[N][Product::kWeightRows];
+  const T* weight_row[N][WEIGHT_ROWS];
 #pragma unroll
-    for (int j = 0; j < N; ++j)
+  for (int j = 0; j < N; ++j)
 #pragma unroll
-      for (int i = 0; i < Product::kWeightRows; ++i) {
-        const int c = smaller(t.c + first_channel + 8 * j + Product::weight_row(lane, i), q.channels - 1);
-        b[j][i] = load_row<ALIGNED, PER>(weight + static_cast<int64_t>(c) * in.k, k, in.k);
-      }
-#pragma unroll
-    for (int i = 0; i < M; ++i) {
-      if (first_pixel + 16 * i >= pixels) continue;
-      const auto upper = load_row<ALIGNED, PER>(image + static_cast<int64_t>(source[2 * i]) * in.k, k, in.k);
-      const auto lower = load_row<ALIGNED, PER>(image + static_cast<int64_t>(source[2 * i + 1]) * in.k, k, in.k);
-#pragma unroll
-      for (int j = 0; j < N; ++j) Product::add(d[i][j], upper, lower, b[j]);
+    for (int i = 0; i < WEIGHT_ROWS; ++i) {
+      const int c = smaller(t.c + first_channel + 8 * j + Product::weight_row(lane, i), q.channels - 1);
+      weight_row[j][i] = static_cast<const T*>(in.weight) + static_cast<int64_t>(c) * in.k;
     }
+  float d[M][N][4] = {};
+#pragma unroll 1
+  for (int first = lane % LANES * PER; first - lane % LANES * PER < in.k; first += PER * LANES * STEPS) {
+    Vector<T, PER> a[STEPS][2 * M], b[STEPS][N][WEIGHT_ROWS];
+#pragma unroll
+    for (int s = 0; s < STEPS; ++s) {
+      const int k = first + s * PER * LANES;
+#pragma unroll
+      for (int i = 0; i < 2 * M; ++i) a[s][i] = load_row<ALIGNED, PER>(pixel_row[i], k, in.k);
+#pragma unroll
+      for (int j = 0; j < N; ++j)
+#pragma unroll
+        for (int i = 0; i < WEIGHT_ROWS; ++i) b[s][j][i] = load_row<ALIGNED, PER>(weight_row[j][i], k, in.k);
+    }
+#pragma unroll
+    for (int s = 0; s < STEPS; ++s)
+#pragma unroll
+      for (int i = 0; i < M; ++i)
+#pragma unroll
+        for (int j = 0; j < N; ++j) Product::add(d[i][j], a[s][2 * i], a[s][2 * i + 1], b[s][j]);
   }
 #pragma unroll
   for (int i = 0; i < 2 * M; ++i) {
@@ -146,6 +158,18 @@ HRNET_FAST_DEVICE void multiply(const Input& in, const Output& q, const Tile& t,
       *reinterpret_cast<Vector<T, 2>*>(patch + pixel * q.pitch + c) = {{from_float<T>(z[0]), from_float<T>(z[1])}};
     }
   }
+}
+
+// As many pixels as there are, in one of the two shapes of a warp.
+template <class Product, int PER, bool ALIGNED>
+HRNET_FAST_DEVICE void multiply(const Input& in, const Output& q, const Tile& t, const Patch& p, int first_pixel,
+                                int first_channel, typename Product::Element* patch) {
+  static_assert(Product::kPixels == 32, "two fragments of pixels, or one");
+  constexpr int WIDE = 16 / sizeof(typename Product::Element), STEPS = ALIGNED ? Product::kSteps * WIDE / PER : 1;
+  if (p.rows * p.columns - first_pixel > 16)
+    multiply<Product, 2, STEPS, PER, ALIGNED>(in, q, t, p, first_pixel, first_channel, patch);
+  else
+    multiply<Product, 1, 2 * STEPS, PER, ALIGNED>(in, q, t, p, first_pixel, first_channel, patch);
 }
 
 // All products of a tile, shared out among the warps of the block.
@@ -162,7 +186,7 @@ HRNET_FAST_DEVICE void multiply_all(Mode mode, const Output& q, const Tile& t, t
     const int tasks = ceil_div(p.rows * p.columns, Product::kPixels) * columns;
     for (; task < tasks; task += threads() / 32) {
       const int pixel = task / columns * Product::kPixels, channel = task % columns * kProductColumns;
-      if (in.k % (WIDE * Product::kLanes) == 0)
+      if (in.k % WIDE == 0)
         multiply<Product, WIDE, true>(in, q, t, p, pixel, channel, shared + in.patch);
       else if (in.k % NARROW == 0)
         multiply<Product, NARROW, true>(in, q, t, p, pixel, channel, shared + in.patch);

@@ -127,6 +127,7 @@ std::vector<Tensor> exchange_sums(std::vector<Tensor> inputs, std::vector<int64_
   if (launch.count == 0) return outputs;
   const torch::stable::accelerator::DeviceGuard guard(first.get_device());
   const char* error = run(launch, dtype, channels_last, allow_tf32, current_stream(first.get_device()));
+  STD_TORCH_CHECK(error != kTooLarge, "exchange: ", kTooLarge);
   STD_TORCH_CHECK(error == nullptr, "the kernel exchange_", channels_last ? "channels_last" : "planar",
                   " failed to launch: ", error);
   return outputs;
@@ -169,8 +170,17 @@ std::vector<Tensor> exchange_backward_sums(Tensor grad, std::optional<Tensor> ou
   if (grad.numel() == 0 || results.empty()) return results;
   const torch::stable::accelerator::DeviceGuard guard(grad.get_device());
   const char* error = run(launch, dtype, channels_last, current_stream(grad.get_device()));
+  STD_TORCH_CHECK(error != kTooLarge, "exchange_backward: ", kTooLarge);
   STD_TORCH_CHECK(error == nullptr, "the kernel exchange_backward failed to launch: ", error);
   return results;
+}
+
+// Why the kernels cannot be loaded on a GPU, -1: the current one; empty where they can.
+std::string cuda_kernels_error(int64_t device) {
+  std::optional<torch::stable::accelerator::DeviceGuard> guard;
+  if (device >= 0) guard.emplace(static_cast<torch::stable::accelerator::DeviceIndex>(device));
+  const char* error = why_not_loaded();
+  return error == nullptr ? "" : error;
 }
 
 }  // namespace
@@ -180,6 +190,10 @@ std::vector<Tensor> exchange_backward_sums(Tensor grad, std::optional<Tensor> ou
 STABLE_TORCH_LIBRARY_IMPL(hrnet_fast, CUDA, m) {
   m.impl("exchange_sums", TORCH_BOX(hrnet_fast::cuda::exchange_sums));
   m.impl("exchange_backward_sums", TORCH_BOX(hrnet_fast::cuda::exchange_backward_sums));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(hrnet_fast, CompositeExplicitAutograd, m) {
+  m.impl("cuda_kernels_error", TORCH_BOX(hrnet_fast::cuda::cuda_kernels_error));
 }
 
 PyMODINIT_FUNC PyInit__C_cuda() {

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hrnet_fast import derivative, library
-from hrnet_fast.backends import cpu, cuda, preferences, reference, triton
+from hrnet_fast.backends import cpu, cuda, gpu, preferences, reference, triton
 from hrnet_fast.call import BackendFailed, ExchangeCall
 
 TABLE: dict[str, ModuleType] = {"cuda": cuda, "triton": triton, "cpu": cpu, "reference": reference}
@@ -30,7 +30,7 @@ def choose(call: ExchangeCall, name: str = "auto") -> ModuleType:
         name, argument = os.environ.get("HRNET_FAST_BACKEND") or "auto", "HRNET_FAST_BACKEND"
     if name == "auto":
         x = call.inputs[0]
-        for candidate in preferences.order(call, torch.cuda.get_device_capability(x.device) if x.is_cuda else None):
+        for candidate in preferences.order(call, gpu.capability(gpu.index_of(x.device)) if x.is_cuda else None):
             if TABLE[candidate].why_not(call) is None:
                 return TABLE[candidate]
     if name not in TABLE:
@@ -67,7 +67,9 @@ def run_all(calls: list[ExchangeCall]) -> list[Tensor]:
     if calls and calls[0].inputs[0].is_cuda and not torch.compiler.is_compiling():
         backend = choose(calls[0])
         together = getattr(backend, "run_together", None)
-        if together and all(choose(c) is backend for c in calls) and backend.why_not_together(calls) is None:
+        # one launch for all, also for those that another backend would serve first by themselves
+        fit = together is not None and all(backend.why_not(c) is None for c in calls)
+        if fit and backend.why_not_together(calls) is None:
             try:
                 return together(calls)
             except BackendFailed:
@@ -82,7 +84,7 @@ def _on_gpu(*arguments) -> Tensor:
 
 def _backward_on_gpu(grad: Tensor, *rest) -> list[Tensor]:
     """exchange_backward on CUDA tensors: by the first kernel that can, else in standard operators."""
-    for name in preferences.backward(torch.cuda.get_device_capability(grad.device)):
+    for name in preferences.backward(gpu.capability(gpu.index_of(grad.device))):
         if TABLE[name].why_not_backward(grad) is None:
             try:
                 return TABLE[name].backward(grad, *rest)

@@ -5,12 +5,14 @@ and are interpolated from there. With columns innermost torch makes the products
 takes four taps of them. A projection that follows is torch's.
 """
 
+import functools
+
 import torch
 from torch import Tensor
 
 from hrnet_fast import derivative, library
 from hrnet_fast.backends import gpu
-from hrnet_fast.call import BackendFailed, ExchangeCall, output_memory_format
+from hrnet_fast.call import ExchangeCall, output_memory_format
 
 MIN_CAPABILITY = (7, 5)
 MIN_CAPABILITY_BFLOAT16 = MIN_CAPABILITY_TF32 = (8, 0)
@@ -24,28 +26,43 @@ library.define(
     "exchange_backward_sums(Tensor grad, Tensor? output, int[] sizes, bool channels_last, str mode, bool align_corners) "
     "-> Tensor[]"
 )
+library.define("cuda_kernels_error(int device) -> str")
 extension_error: str | None = None  # why the compiled CUDA kernels are not there
 try:
     import hrnet_fast._C_cuda  # noqa: F401
 except ImportError as error:
     extension_error = f"the compiled extension hrnet_fast._C_cuda is not there ({error})"
+    if isinstance(error, ModuleNotFoundError):
+        extension_error += "; it is built where torch is a CUDA build and the CUDA toolkit is there, nvcc included"
 
-_failure: str | None = None  # why a kernel could not be launched, once that has happened
+failures = gpu.Failures()
 
 
 def why_not(call: ExchangeCall | None) -> str | None:
-    missing = extension_error or _failure
-    if missing is not None:
-        return missing
+    if extension_error is not None:
+        return extension_error
     if call is None:
-        return gpu.why_not_device(MIN_CAPABILITY)
+        return _why_not_machine(MIN_CAPABILITY)
     if torch.compiler.is_compiling() and call.inputs[0].is_cuda:
         return None  # the operator asks again when it runs; what the machine has cannot be traced
     reason = gpu.why_not_tensors(call)
     if reason is not None:
         return reason
     least = MIN_CAPABILITY_BFLOAT16 if gpu.dtype_of(call) == torch.bfloat16 else MIN_CAPABILITY
-    return gpu.why_not_device(least, call.inputs[0].device)
+    return _why_not_machine(least, call.inputs[0].device)
+
+
+def _why_not_machine(minimum: tuple[int, int], device: torch.device | None = None) -> str | None:
+    reason = gpu.why_not_device(minimum, device)
+    return reason or kernels_error(gpu.index_of(device)) or failures.on(device)
+
+
+@functools.cache
+def kernels_error(index: int) -> str | None:
+    """Why the driver cannot load the kernels on a GPU: it is too old, or they were compiled for others."""
+    error = torch.ops.hrnet_fast.cuda_kernels_error(index)
+    major, minor = gpu.capability(index)
+    return f"its kernels cannot be loaded on this GPU of compute capability {major}.{minor}: {error}" if error else None
 
 
 def run(call: ExchangeCall) -> Tensor:  # [N, C_out or C_p, H, W]
@@ -73,21 +90,20 @@ def run_together(calls: list[ExchangeCall]) -> list[Tensor]:
     """The calls, for which ``why_not_together`` has no objection, in one launch; without their projections."""
     arguments = launch_arguments(calls)
     x = arguments[0][0]
-    if arguments[-1] and torch.cuda.get_device_capability(x.device) < MIN_CAPABILITY_TF32:
+    if arguments[-1] and gpu.capability(gpu.index_of(x.device)) < MIN_CAPABILITY_TF32:
         arguments = (*arguments[:-1], False)
-    return _launch(torch.ops.hrnet_fast.exchange_sums, arguments)
+    return _launch(torch.ops.hrnet_fast.exchange_sums, arguments, x.device)
 
 
-def _launch(operator, arguments: tuple) -> list[Tensor]:
+def _launch(operator, arguments: tuple, device: torch.device) -> list[Tensor]:
     """Runs a kernel; remembers one that cannot be launched, which another call would not change."""
-    global _failure
     try:
         return operator(*arguments)
     except RuntimeError as error:
-        if "failed to launch" not in str(error):
+        reason = gpu.first_line(error)
+        if "failed to launch" not in reason or "out of memory" in reason:
             raise
-        _failure = str(error).splitlines()[0]
-        raise BackendFailed(_failure) from error
+        raise failures.remember(device, reason) from error
 
 
 def launch_arguments(calls: list[ExchangeCall]) -> tuple:
@@ -118,12 +134,12 @@ def why_not_backward(grad: Tensor) -> str | None:
     """Why the backward kernel cannot serve a gradient; None where it can."""
     if grad.dtype not in gpu.DTYPES:
         return f"it computes in float32, and this is {grad.dtype}"
-    return extension_error or _failure or gpu.why_not_device(MIN_CAPABILITY, grad.device)
+    return extension_error or _why_not_machine(MIN_CAPABILITY, grad.device)
 
 
 def backward(*arguments) -> list[Tensor]:
     """The operator exchange_backward on a GPU."""
-    return _launch(torch.ops.hrnet_fast.exchange_backward_sums, backward_arguments(*arguments))
+    return _launch(torch.ops.hrnet_fast.exchange_backward_sums, backward_arguments(*arguments), arguments[0].device)
 
 
 def backward_arguments(grad, output, sizes, mode, align_corners, same) -> tuple:

@@ -1,22 +1,80 @@
 """What the backends for NVIDIA GPUs share: which calls they can serve, and the tensors that they hand to kernels."""
 
+import functools
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from hrnet_fast.call import ExchangeCall, output_memory_format
+from hrnet_fast import products
+from hrnet_fast.call import BackendFailed, ExchangeCall, output_memory_format
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def why_not_device(minimum: tuple[int, int], device: torch.device | None = None) -> str | None:
     """Why no GPU here, or not this one, can run kernels that need a compute capability of ``minimum``."""
-    if not torch.cuda.is_available():
-        return "torch finds no NVIDIA GPU"
-    found = torch.cuda.get_device_capability(device)
+    if device is None:
+        reason = why_no_gpu()
+        if reason is not None:
+            return reason
+    try:
+        found = capability(index_of(device))
+    except (RuntimeError, AssertionError) as error:
+        return f"torch cannot use the GPU ({first_line(error)})"
     if found < minimum:
         return f"it needs compute capability {minimum[0]}.{minimum[1]} or newer, this GPU has {found[0]}.{found[1]}"
     return None
+
+
+def why_no_gpu() -> str | None:
+    """Why torch has no NVIDIA GPU here, in its own words where it has some; None where it has one."""
+    if torch.cuda.is_available():
+        return None
+    reason = "torch finds no NVIDIA GPU"
+    if torch.version.cuda is None:
+        return f"{reason} (this torch is not a CUDA build)"
+    try:
+        torch.cuda.init()  # no driver, a driver too old, or no device: only this tells which
+    except (RuntimeError, AssertionError) as error:
+        return f"{reason} ({first_line(error)})"
+    return reason
+
+
+@functools.cache
+def capability(index: int) -> tuple[int, int]:
+    """Compute capability of a GPU."""
+    return torch.cuda.get_device_capability(index)
+
+
+def index_of(device: torch.device | None) -> int:
+    """The number of a GPU; None or one without a number: the current one."""
+    if device is not None and device.index is not None:
+        return device.index
+    return torch.cuda.current_device()
+
+
+def first_line(error: Exception) -> str:
+    """What an exception says, in one sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0].partition(". ")[0].rstrip(".") if lines else type(error).__name__
+
+
+class Failures:
+    """Why a backend's kernels cannot be compiled or launched, for every GPU where that has turned out."""
+
+    def __init__(self):
+        self._reasons: dict[int, str] = {}
+
+    def remember(self, device: torch.device, reason: str) -> BackendFailed:
+        """The exception to raise. Another call would fail in the same way: none will be tried on this GPU."""
+        self._reasons[device.index or 0] = reason
+        return BackendFailed(reason)
+
+    def on(self, device: torch.device | None) -> str | None:
+        """The reason for a GPU; None where there is none. Device None: the current GPU."""
+        if not self._reasons:
+            return None
+        return self._reasons.get(index_of(device) if device is None else device.index or 0)
 
 
 def dtype_of(call: ExchangeCall) -> torch.dtype:
@@ -69,14 +127,12 @@ def product(x: Tensor, weight: Tensor | None, layout: torch.memory_format) -> Te
     x = dense(x, layout)
     if weight is None:
         return x
-    if layout == torch.channels_last and x.shape[0] > 0:  # a plain matrix product: cuBLAS, without cuDNN's heuristics
-        return (x.permute(0, 2, 3, 1) @ weight.flatten(1).t()).permute(0, 3, 1, 2)
-    return dense(F.conv2d(x, weight.flatten(1)[:, :, None, None]), layout)
+    return dense(products.as_matrices(x, weight.flatten(1), None, layout == torch.channels_last), layout)
 
 
 def project(y: Tensor, call: ExchangeCall, layout: torch.memory_format) -> Tensor:  # [N, C_p, H, W]
     """The projection of a call, by torch; y [N, C_out, H, W] as it is where the call has none."""
     if call.projection is None:
         return y
-    weight = call.projection.flatten(1)[:, :, None, None]
-    return dense(F.conv2d(y, weight, call.projection_bias), layout)
+    weight, bias = call.projection.flatten(1), call.projection_bias
+    return dense(products.as_matrices(y, weight, bias, layout == torch.channels_last), layout)

@@ -15,7 +15,7 @@ class Row(NamedTuple):
     """From this compute capability on, a kind of exchange is asked of these backends in turn."""
 
     capability: tuple[int, int]
-    kind: str  # "weightless", "exchange", "head" or "backward"
+    kind: str  # "weightless", "exchange", "head", "backward" or "convolution"
     backends: tuple[str, ...]
     measured: str | None
 
@@ -31,6 +31,10 @@ GPU = (
     Row((7, 5), "head", ("cuda", "reference"), None),
     Row((7, 5), "backward", ("cuda",), None),
 )
+# How folded convolutions with a ReLU behind them run: bias, ReLU and residual sum in cuDNN's epilogue, or by kernels of
+# their own. The counts of launches and bytes speak for the epilogue, cuDNN's heuristics have spoken against it.
+EPILOGUE, CONV2D = "cuDNN epilogue", "conv2d"
+CONVOLUTION = (Row((7, 5), "convolution", (EPILOGUE, CONV2D), None),)
 OTHER = ("reference",)  # devices without kernels of ours
 
 
@@ -60,5 +64,11 @@ def backward(capability: tuple[int, int]) -> tuple[str, ...]:
     return _row(capability, "backward")
 
 
+def convolution(capability: tuple[int, int]) -> str:
+    """What a folded convolution with a ReLU is asked of first: EPILOGUE or CONV2D."""
+    return next(iter(_row(capability, "convolution")), CONV2D)
+
+
 def _row(capability: tuple[int, int], wanted: str) -> tuple[str, ...]:
-    return next((row.backends for row in GPU if capability >= row.capability and row.kind == wanted), ())
+    rows = (*GPU, *CONVOLUTION)
+    return next((row.backends for row in rows if capability >= row.capability and row.kind == wanted), ())

@@ -6,6 +6,7 @@ products run inside of the kernel, and the tensor in front of the projection is 
 """
 
 import contextlib
+import functools
 import importlib.util
 import subprocess
 
@@ -14,16 +15,14 @@ from torch import Tensor
 
 from hrnet_fast import derivative, library
 from hrnet_fast.backends import gpu
-from hrnet_fast.call import BackendFailed, ExchangeCall, is_channels_last, output_memory_format
+from hrnet_fast.call import ExchangeCall, is_channels_last, output_memory_format
 
 MIN_CAPABILITY = (8, 0)
 
-_failure: str | None = None  # why Triton could not compile or launch here, once it has failed
+failures = gpu.Failures()
 
 
 def why_not(call: ExchangeCall | None) -> str | None:
-    if _failure is not None:
-        return _failure
     if call is None:
         return _why_not_machine()
     if torch.compiler.is_compiling() and call.inputs[0].is_cuda:
@@ -32,9 +31,15 @@ def why_not(call: ExchangeCall | None) -> str | None:
 
 
 def _why_not_machine(device: torch.device | None = None) -> str | None:
-    if importlib.util.find_spec("triton") is None:
+    if not is_installed():
         return "triton is not installed"
-    return gpu.why_not_device(MIN_CAPABILITY, device)
+    return gpu.why_not_device(MIN_CAPABILITY, device) or failures.on(device)
+
+
+@functools.cache
+def is_installed() -> bool:
+    """Whether there is a Triton; importing it takes 100 ms and more, which only its first kernel should pay."""
+    return importlib.util.find_spec("triton") is not None
 
 
 def run(call: ExchangeCall) -> Tensor:  # [N, C_out or C_p, H, W]
@@ -45,22 +50,31 @@ def run(call: ExchangeCall) -> Tensor:  # [N, C_out or C_p, H, W]
 
 def on_device(call: ExchangeCall) -> Tensor:
     """The operator's kernel for CUDA tensors."""
-    with torch.cuda.device_of(call.inputs[0]), _failing():
+    with torch.cuda.device_of(call.inputs[0]):
         return compute(call)
 
 
 @contextlib.contextmanager
-def _failing():
-    """Remembers and reports a Triton that is installed and cannot compile or launch."""
-    global _failure
-    import triton
+def _launching(kernel: str, device: torch.device):
+    """Remembers and reports a Triton that is installed and cannot be imported, compile or launch on this GPU.
 
+    Nothing but launches of kernels belongs into it. Triton raises RuntimeErrors where there is no C compiler for its
+    launcher, and where the driver does not take its code.
+    """
     try:
         yield
-    except (triton.TritonError, ImportError, OSError, subprocess.CalledProcessError) as error:
-        lines = str(error).splitlines()
-        _failure = f"Triton failed ({type(error).__name__}: {lines[0] if lines else ''})"
-        raise BackendFailed(_failure) from error
+    except Exception as error:
+        transient = isinstance(error, RuntimeError) and "out of memory" in str(error)
+        if device.type != "cuda" or transient or not _is_tritons(error):
+            raise
+        reason = f"Triton failed at {kernel} ({type(error).__name__}: {gpu.first_line(error)})"
+        raise failures.remember(device, reason) from error
+
+
+def _is_tritons(error: Exception) -> bool:
+    if isinstance(error, (ImportError, AttributeError, OSError, RuntimeError, subprocess.CalledProcessError)):
+        return True
+    return any(kind.__module__.partition(".")[0] == "triton" for kind in type(error).__mro__)
 
 
 def compute(call: ExchangeCall, interpreted: bool = False) -> Tensor:
@@ -85,21 +99,22 @@ def why_not_together(calls: list[ExchangeCall]) -> str | None:
 
 def run_together(calls: list[ExchangeCall]) -> list[Tensor]:
     """The calls, for which ``why_not_together`` has no objection, with one launch for all sums."""
-    with torch.cuda.device_of(calls[0].inputs[0]), _failing():
+    with torch.cuda.device_of(calls[0].inputs[0]):
         return compute_together(calls)
 
 
 def compute_together(calls: list[ExchangeCall]) -> list[Tensor]:
     """As ``compute``, for several calls."""
-    from hrnet_fast.kernels.up_sum_relu import Sum, up_sum_relu
-
     first, sums = calls[0], []
     layout = output_memory_format(first.inputs, first.height, first.width)
     for call in calls:
         inputs = [gpu.product(x, w, layout) for x, w in zip(call.inputs, call.weights, strict=True)]
-        sums.append(Sum(gpu.empty(call, inputs[0].shape[1], layout), inputs, gpu.dense(call.bias)))
-    up_sum_relu(sums, mode=first.mode, align_corners=first.align_corners, relu=first.relu)
-    return [s.out for s in sums]
+        sums.append((gpu.empty(call, inputs[0].shape[1], layout), inputs, gpu.dense(call.bias)))
+    with _launching("up_sum_relu", first.inputs[0].device):
+        from hrnet_fast.kernels.up_sum_relu import Sum, up_sum_relu
+
+        up_sum_relu([Sum(*s) for s in sums], mode=first.mode, align_corners=first.align_corners, relu=first.relu)
+    return [out for out, _, _ in sums]
 
 
 def _wants_products(call: ExchangeCall, layout: torch.memory_format) -> bool:
@@ -108,8 +123,6 @@ def _wants_products(call: ExchangeCall, layout: torch.memory_format) -> bool:
 
 
 def _with_products(call: ExchangeCall, layout: torch.memory_format, settings: dict, interpreted: bool) -> Tensor:
-    from hrnet_fast.kernels.product_up_sum import product_up_sum
-
     wholes, weights, inputs = [], [], []
     for j, (x, weight) in enumerate(zip(call.inputs, call.weights, strict=True)):
         if gpu.is_whole(call, j):
@@ -120,8 +133,12 @@ def _with_products(call: ExchangeCall, layout: torch.memory_format, settings: di
     channels = inputs[0].shape[1] if inputs else weights[0].shape[0]
     projection = None if call.projection is None else gpu.dense(call.projection).flatten(1)
     out = gpu.empty(call, channels if projection is None else projection.shape[0], layout)
-    product_up_sum(out, wholes, weights, inputs, gpu.dense(call.bias), projection, gpu.dense(call.projection_bias),
-                   tf32=call.allow_tf32, interpreted=interpreted, **settings)  # fmt: skip
+    bias, projection_bias = gpu.dense(call.bias), gpu.dense(call.projection_bias)
+    with _launching("product_up_sum", out.device):
+        from hrnet_fast.kernels.product_up_sum import product_up_sum
+
+        product_up_sum(out, wholes, weights, inputs, bias, projection, projection_bias, tf32=call.allow_tf32,
+                       interpreted=interpreted, **settings)  # fmt: skip
     return out
 
 
@@ -129,7 +146,7 @@ def why_not_tensor(x: Tensor) -> str | None:
     """Why kernels cannot take a tensor on a GPU; None where they can."""
     if x.dtype not in gpu.DTYPES:
         return f"it computes in float32, and this is {x.dtype}"
-    return _failure or _why_not_machine(x.device)
+    return _why_not_machine(x.device)
 
 
 why_not_backward = why_not_tensor  # of a gradient
@@ -137,36 +154,39 @@ why_not_backward = why_not_tensor  # of a gradient
 
 def backward(*arguments) -> list[Tensor]:
     """The operator exchange_backward on a GPU."""
-    with torch.cuda.device_of(arguments[0]), _failing():
+    with torch.cuda.device_of(arguments[0]):
         return compute_backward(*arguments)
 
 
 def compute_backward(grad, output, sizes, mode, align_corners, same) -> list[Tensor]:
     """exchange_backward by the kernel, on tensors of a supported dtype."""
-    from hrnet_fast.kernels.up_backward import up_backward
-
     layout = torch.contiguous_format if grad.is_contiguous() else torch.channels_last
     grad, output = gpu.dense(grad, layout), gpu.dense(output, layout)
     lows = [torch.empty((*grad.shape[:2], *size), dtype=grad.dtype, device=grad.device, memory_format=layout)
             for size in derivative.pairs(sizes)]  # fmt: skip
     full = torch.empty_like(grad, memory_format=layout) if same else None
-    up_backward(grad, output, lows, full, mode=mode, align_corners=align_corners)
+    with _launching("up_backward", grad.device):
+        from hrnet_fast.kernels.up_backward import up_backward
+
+        up_backward(grad, output, lows, full, mode=mode, align_corners=align_corners)
     return [*lows, full] if same else lows
 
 
 def interpolate_argmax(scores: Tensor, height: int, width: int, align_corners: bool, dtype: torch.dtype) -> Tensor:
     """The operator of that name on a GPU: [N, height, width]."""
-    with torch.cuda.device_of(scores), _failing():
+    with torch.cuda.device_of(scores):
         return compute_argmax(scores, height, width, align_corners, dtype)
 
 
 def compute_argmax(scores: Tensor, height: int, width: int, align_corners: bool, dtype: torch.dtype) -> Tensor:
     """interpolate_argmax by the kernel, on scores of a supported dtype."""
-    from hrnet_fast.kernels.interpolate_argmax import interpolate_argmax
-
     layout = torch.channels_last if is_channels_last(scores) else torch.contiguous_format
     out = torch.empty((scores.shape[0], height, width), dtype=dtype, device=scores.device)
-    interpolate_argmax(out, gpu.dense(scores, layout), align_corners)
+    scores = gpu.dense(scores, layout)
+    with _launching("interpolate_argmax", scores.device):
+        from hrnet_fast.kernels.interpolate_argmax import interpolate_argmax
+
+        interpolate_argmax(out, scores, align_corners)
     return out
 
 

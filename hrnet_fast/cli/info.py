@@ -49,7 +49,7 @@ def _preferences() -> Table:
     table = Table()
     for column in ("compute capability", "kind of exchange", "backends in turn", "measured on"):
         table.add_column(column)
-    for row in backends.preferences.GPU:
+    for row in (*backends.preferences.GPU, *backends.preferences.CONVOLUTION):
         major, minor = row.capability
         table.add_row(
             f"{major}.{minor} and newer", row.kind, ", ".join(row.backends), row.measured or "not yet measured"

@@ -18,12 +18,23 @@ from hrnet_fast.modules.joined_steps import Chains, Step, chains, may_join
 
 
 class _Down(NamedTuple):
-    """All strided chains that leave one stream, with BatchNorm folded."""
+    """All strided chains that leave one stream, with BatchNorm folded; the biases of their last steps are elsewhere."""
 
     first: FoldedConv  # the first steps of all of them, side by side in the output channels
+    apart: list[FoldedConv]  # the same steps, each by itself
     targets: list[int]  # the output that each chain leads to
     widths: list[int]  # channels of each chain in the result of ``first``
     rest: list[list[FoldedConv]]  # the further steps of each chain
+
+    def starts(self, x: Tensor) -> list[Tensor]:
+        """The results of the first steps.
+
+        CPUs read the stream once for all of them. On GPUs each by itself has its ReLU in its epilogue, and is dense:
+        slices of a result would be copied before they are read, and a ReLU on some channels is a launch of its own.
+        """
+        if x.is_cuda:
+            return [conv(x) for conv in self.apart]
+        return list(self.first(x).split(self.widths, dim=1))
 
 
 class Plan(NamedTuple):
@@ -31,7 +42,8 @@ class Plan(NamedTuple):
 
     down: list[_Down | None]  # per stream
     unfolded: list[tuple[int, int]]  # (output, stream) of the down paths that are called as they are
-    up: list[tuple[list[Tensor], Tensor | None]]  # per output: weights [C_i, C_j, 1, 1] of lower streams, bias [C_i]
+    up: list[tuple[list[Tensor], Tensor | None]]  # per output: weights [C_i, C_j, 1, 1] of lower streams; bias [C_i]
+    # of these and of the last steps of the strided chains, which on GPUs would be a launch for each
 
 
 def why_not_up(path: nn.Module | None) -> str | None:
@@ -146,8 +158,7 @@ def _down_streams(rows: nn.ModuleList, plan: Plan, streams: list[Tensor]) -> lis
     for x, down in zip(streams, plan.down, strict=True):
         if down is None:
             continue
-        parts = down.first(x).split(down.widths, dim=1)
-        for part, target, rest in zip(parts, down.targets, down.rest, strict=True):
+        for part, target, rest in zip(down.starts(x), down.targets, down.rest, strict=True):
             for conv in rest:
                 part = conv(part)
             inputs[target].append(part)
@@ -168,36 +179,51 @@ def _foldable(rows: nn.ModuleList) -> bool:
 
 
 def _fold(rows: nn.ModuleList) -> Plan:
+    unfolded = [(i, j) for i, row in enumerate(rows) for j in range(i) if why_not_down(row[j]) is not None]
+    down, biases = [], [[] for _ in rows]
+    for j in range(len(rows[0])):
+        targets = [i for i in range(j + 1, len(rows)) if (i, j) not in unfolded]
+        chains = [[fold_modules(step[0], step[1]) for step in rows[i][j]] for i in targets]
+        for i, chain in zip(targets, chains):
+            biases[i].append(chain[-1][1])
+        down.append(_fold_down(targets, chains) if targets else None)
     up = []
     for i, row in enumerate(rows):
         folds = [fold_modules(path[0], path[1]) for path in list(row)[i + 1 :]]
-        bias = None
-        if folds:  # added up in float32: the sum is rounded once
-            bias = sum(b.to(torch.promote_types(b.dtype, torch.float32)) for _, b in folds).to(folds[0][1].dtype)
-        up.append(([w for w, _ in folds], bias))
-    unfolded = [(i, j) for i, row in enumerate(rows) for j in range(i) if why_not_down(row[j]) is not None]
-    return Plan([_fold_down(rows, j, unfolded) for j in range(len(rows[0]))], unfolded, up)
+        biases[i] += [bias for _, bias in folds]
+        up.append(([w for w, _ in folds], _total(biases[i]) if biases[i] else None))
+    return Plan(down, unfolded, up)
 
 
-def _fold_down(rows: nn.ModuleList, j: int, unfolded: list[tuple[int, int]]) -> _Down | None:
+def _total(biases: list[Tensor]) -> Tensor:
+    # added up in float32: the sum is rounded once
+    return sum(b.to(torch.promote_types(b.dtype, torch.float32)) for b in biases).to(biases[0].dtype)
+
+
+def _fold_down(targets: list[int], chains: list[list[tuple[Tensor, Tensor]]]) -> _Down:
     # The chain without further steps comes first, because the ReLU covers all channels from some channel on.
-    targets = [i for i in range(j + 1, len(rows)) if (i, j) not in unfolded]
-    if not targets:
-        return None
-    chains = [[fold_modules(step[0], step[1]) for step in rows[i][j]] for i in targets]
-    weight, bias = (torch.cat([chain[0][k] for chain in chains]) for k in (0, 1))
+    single = [len(chain) == 1 for chain in chains]  # has no ReLU behind it, whatever follows a step has one
+    weight = torch.cat([chain[0][0] for chain in chains])
+    bias = torch.cat([torch.zeros_like(c[0][1]) if alone else c[0][1] for c, alone in zip(chains, single)])
     widths = [chain[0][0].shape[0] for chain in chains]
-    # a single step has no ReLU behind it, whatever follows has one
-    plain = widths[0] if len(chains[0]) == 1 else 0
+    plain = widths[0] if single[0] else 0
     first = _strided(weight, bias, plain if plain < sum(widths) else None)
+    apart = [
+        _strided(w, None if alone else b, None if alone else 0)
+        for w, b, alone in zip(weight.split(widths), bias.split(widths), single)
+    ]
     rest = [
-        [_strided(w, b, 0 if k < len(chain) - 1 else None) for k, (w, b) in enumerate(chain) if k > 0]
+        [
+            _strided(w, b, 0) if k < len(chain) - 1 else _strided(w, None, None)
+            for k, (w, b) in enumerate(chain)
+            if k > 0
+        ]
         for chain in chains
     ]
-    return _Down(first, targets, widths, rest)
+    return _Down(first, apart, targets, widths, rest)
 
 
-def _strided(weight: Tensor, bias: Tensor, relu_from: int | None) -> FoldedConv:
+def _strided(weight: Tensor, bias: Tensor | None, relu_from: int | None) -> FoldedConv:
     return FoldedConv(weight, bias, (2, 2), (1, 1), relu_from=relu_from)
 
 
