@@ -14,8 +14,8 @@ class MultiplyAdds(NamedTuple):
     Bias, BatchNorm, activations and interpolation are not counted.
     """
 
-    published: int  # of the plain form; segmentation at quarter resolution. The official "GFLOPs" are this / 2**30
-    executed: int  # of the form that ``model`` has, where fast heads convolve at each stream's own resolution
+    published: int  #: of the plain form; segmentation at quarter resolution. The official "GFLOPs" are this / 2**30
+    executed: int  #: of the form that ``model`` has, where fast heads convolve at each stream's own resolution
 
     @property
     def published_gflops(self) -> float:
