@@ -9,3 +9,4 @@ add_module_names = False  # the pages say where a name is from
 autodoc_member_order = "bysource"
 autodoc_typehints_format = "short"
 myst_heading_anchors = 3
+html_show_copyright = False

@@ -368,6 +368,18 @@ def test_weights_that_are_not_numbers_are_noted(tmp_path):
     assert "conv1.weight" in converted(state, tmp_path).notes[0]
 
 
+def test_norms_of_inplace_abn(tmp_path):
+    """It has no counters, and computes with abs(weight) + eps: in evaluation the converted network must do the same."""
+    state = {k: v for k, v in source("features").items() if not k.endswith("num_batches_tracked")}
+    state["bn1.weight"].neg_()
+    done = converted(state, tmp_path)
+    assert "--inplace-abn" in done.notes[0] and "bn1.num_batches_tracked" in done.filled
+    assert not converted(state, tmp_path, inplace_abn=True, overwrite=True).notes
+    written = load_file(tmp_path / "new.safetensors")
+    assert torch.equal(written["bn1.weight"], state["bn1.weight"].abs() + 1e-5)
+    assert torch.equal(written["conv1.weight"], state["conv1.weight"])
+
+
 def test_damaged_headers(tmp_path):
     save = __import__("safetensors.torch").torch.save_file
     for metadata, message in (({"hrnet_fast": "1", "model": '"hrnet_w18"'}, "damaged"),

@@ -93,7 +93,9 @@ def test_blocks_can_be_parsed(page):
 @pytest.mark.parametrize(
     "page", [p for p in PAGES if any(b.language in ("python", "sh") for b in blocks(p))], ids=where
 )
-def test_blocks_run(page, tmp_path, monkeypatch, timm):
+def test_blocks_run(page, tmp_path, monkeypatch, request):
+    if "timm" in "".join(block.text for block in blocks(page)):
+        request.getfixturevalue("timm")
     for folder in ("examples", "benchmarks"):  # named in commands as from the root of the tree
         (tmp_path / folder).symlink_to(ROOT / folder)
     monkeypatch.chdir(tmp_path)

@@ -29,13 +29,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         add(f"--{name}", nargs="+", type=float, default=None, metavar="X",
             help=f"{name} of each channel of images from 0 to 1 (default: likewise, or ImageNet's)")  # fmt: skip
     add("--average", action="store_true", help="take the exponential average (EMA) that lies beside the weights")
+    add("--inplace-abn", action="store_true", help="the norms were InPlaceABN's, which use the absolute value of their "
+        "weights")  # fmt: skip
     add("--drop-unexpected", action="store_true", help="leave out weights that the network has no place for")
     add("--force", action="store_true", help="replace X.safetensors where it is there already")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Converts and prints what was recognised, where each value of the header is from, and what was left out."""
-    asked = {k: getattr(arguments, k) for k in ("model", "task", "num_classes", "upsample", "mean", "std", "average",
+    asked = {k: getattr(arguments, k) for k in ("model", "task", "num_classes", "upsample", "mean", "std", "average", "inplace_abn",
                                                 "drop_unexpected")}  # fmt: skip
     aligned = None if arguments.align_corners is None else arguments.align_corners == "true"
     try:

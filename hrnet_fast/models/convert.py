@@ -14,6 +14,7 @@ from hrnet_fast.models.header import Header, from_metadata, to_metadata
 from hrnet_fast.models.key_maps import describe, family, task_of, to_official
 
 IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation in all official configurations
+ABN_EPS = 1e-5  # InPlaceABN computes with abs(weight) + eps
 SHAPES, FILE, GIVEN, USUAL, HEADER = ("the weights' shapes", "the file's configuration", "as asked for",
                                       "assumed: as in the family's own code", "the file's header")  # fmt: skip
 
@@ -25,8 +26,8 @@ class Conversion(NamedTuple):
     whence: dict[str, str]  #: field of the header -> where its value is from
     place: str  #: the key that the weights lay under; "" for the top of the file
     averaged: str  #: the key of an exponential average that was not taken; "" without one
-    left_out: list[str]  #: keys that are no weights of this network: optimizer state, losses, other heads
-    filled: list[str]  #: weights that the file lacks because its family has none: biases and counters of zero
+    left_out: list[str]  #: keys that are no weights of this network, such as optimizer state, losses, other heads
+    filled: list[str]  #: biases and counters of zero, which the family's files do not have
     notes: list[str]  #: what to look at
 
 
@@ -42,6 +43,7 @@ def convert_checkpoint(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     average: bool = False,
+    inplace_abn: bool = False,
     drop_unexpected: bool = False,
     overwrite: bool = False,
 ) -> Conversion:
@@ -59,6 +61,8 @@ def convert_checkpoint(
         upsample, align_corners: as for ``create_model``; None: as said above.
         mean, std: of each channel of images from 0 to 1; None: as said above, ImageNet's for three channels.
         average: take the exponential average of the weights that lies beside them.
+        inplace_abn: the norms were InPlaceABN's, which use the absolute value of their weights, and a little more; write
+            those.
         drop_unexpected: leave out keys that the network does not have, instead of refusing the file.
         overwrite: replace ``out`` where it is there already.
 
@@ -85,6 +89,7 @@ def convert_checkpoint(
                  "align_corners": align_corners, "mean": mean, "std": std}  # fmt: skip
         header, whence, notes = _header(weights, from_metadata(metadata, path), asked, path)
         state, filled, unexpected = _fit(weights.state, header, task, drop_unexpected, path)
+        notes += _norms(state, weights.state, inplace_abn)
         strange = [k for k, v in state.items() if v.is_floating_point() and not v.isfinite().all()]
         if strange:
             notes.append(f"NaN or infinity in {len(strange)} of the weights: {reading.listed(strange)}")
@@ -176,3 +181,15 @@ def _fit(
     # clones, because safetensors refuses tensors that share memory
     fitting = {k: official[k].detach().clone().contiguous() if k in official else counters[k] for k in own}
     return fitting, added + list(counters), unexpected + detector
+
+
+def _norms(state: dict[str, Tensor], original: Mapping[str, Tensor], inplace_abn: bool) -> list[str]:
+    """Replaces InPlaceABN's weights by what it uses of them; where it is only likely to have been used, says so."""
+    norms = [f"{k.removesuffix('.running_mean')}.weight" for k in state if k.endswith(".running_mean")]
+    if inplace_abn:
+        for key in norms:
+            state[key] = state[key].abs() + ABN_EPS
+    elif not any(k.endswith("num_batches_tracked") for k in original) and any((state[k] < 0).any() for k in norms):
+        return ["its norms have negative weights and no counters: if they were InPlaceABN's, which use the absolute value, "
+                "convert with --inplace-abn"]  # fmt: skip
+    return []

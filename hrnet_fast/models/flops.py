@@ -19,12 +19,12 @@ class MultiplyAdds(NamedTuple):
 
     @property
     def published_gflops(self) -> float:
-        """As the official READMEs print it: multiply-adds / 2**30."""
+        """``published`` / 2**30, as the official READMEs print it."""
         return self.published / 2**30
 
     @property
     def executed_gflops(self) -> float:
-        """In the same unit: multiply-adds / 2**30."""
+        """``executed`` in the same unit."""
         return self.executed / 2**30
 
 

@@ -20,10 +20,8 @@ class Header(NamedTuple):
     in_chans: int  #: channels of the image
     upsample: str  #: of the exchange units
     align_corners: bool  #: of every bilinear interpolation
-    mean: tuple[
-        float, ...
-    ]  # of the channels (red, green, blue) of images from 0 to 1, which the network was trained with
-    std: tuple[float, ...]
+    mean: tuple[float, ...]  #: of the training images' channels (red, green, blue), where pixels are from 0 to 1
+    std: tuple[float, ...]  #: their standard deviation
     source: str  #: the family that the checkpoint came from
     class_names: tuple[str, ...] = ()  #: where the source had them
 
