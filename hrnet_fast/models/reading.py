@@ -1,6 +1,8 @@
 """What a checkpoint file holds, read without ever running code from it, and where in it the weights are."""
 
 import pickle
+import re
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
@@ -94,14 +96,20 @@ def _read_safetensors(path: Path, tensors: bool = True) -> tuple[dict[str, Tenso
 def _read_torch(path: Path) -> object:
     stand_ins = [(_Inert, name) for name in _INERT] + [(OrderedDict, name) for name in _DICTIONARIES]
     try:
-        with torch.serialization.safe_globals(stand_ins):
+        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is odd about a file is said by the error
             return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
+        # not torch's own advice, which is to run the code
+        name = re.search(r"GLOBAL ([\w.]+)", str(error))
+        reason = f"it holds a {name[1]}" if name else str(error).splitlines()[-1].split(": ")[-1]
         raise ValueError(f"path: {str(path)!r} is not a file of plain weights; loading it could run code, which is "
-                         f"refused ({reason})") from error  # fmt: skip
+                         f"refused ({reason}); save the state_dict alone where it was made") from error  # fmt: skip
     except Exception as error:  # a damaged stream of opcodes can make the reader raise anything at all
-        reason = (str(error) or type(error).__name__).splitlines()[0]
+        if "TorchScript" in str(error):
+            raise ValueError(f"path: {str(path)!r} is a TorchScript archive, whose code is not run here; save the "
+                             "state_dict of the module") from error  # fmt: skip
+        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
         raise ValueError(f"path: {str(path)!r} is truncated or not a file of torch.save ({reason})") from error
 
 
