@@ -102,7 +102,8 @@ def _read_torch(path: Path) -> object:
     except pickle.UnpicklingError as error:
         # not torch's own advice, which is to run the code
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
-        reason = f"it holds a {name[1]}" if name else str(error).splitlines()[-1].split(": ")[-1]
+        why = re.search(r"(?:\n\n|error: )(\S[^\n]*)", str(error))
+        reason = f"it holds a {name[1]}" if name else why[1] if why else "of an unknown kind"
         raise ValueError(f"path: {str(path)!r} is not a file of plain weights; loading it could run code, which is "
                          f"refused ({reason}); save the state_dict alone where it was made") from error  # fmt: skip
     except Exception as error:  # a damaged stream of opcodes can make the reader raise anything at all
