@@ -167,8 +167,8 @@ def _fit(
     with torch.device("meta"):
         own = create_model(header.model, header.task, header.num_classes, header.in_chans, header.upsample,
                            header.align_corners, fast=False).state_dict()  # fmt: skip
-    official = to_official(state, own)
-    detector = [k for k in to_official(state, {}) if k not in official]
+    official, translated = to_official(state, own), to_official(state, {})
+    detector = [k for k in translated if k not in official]
     missing, unexpected, mismatched = compare(official, own)
     if missing or mismatched or (unexpected and not drop and task != "features"):
         kinds = (("missing", missing), ("mismatched", mismatched), ("unexpected", unexpected))
@@ -177,7 +177,7 @@ def _fit(
         raise ValueError(f"path: {fspath(path)!r} holds {describe(official)}, but does not fit {header.model}: "
                          f"{'; '.join(parts)}{hint}")  # fmt: skip
     counters = {k: torch.zeros((), dtype=torch.int64) for k in own if k not in official}
-    added = [k for k in official if k not in to_official(state, {})]
+    added = [k for k in official if k not in translated]
     # clones, because safetensors refuses tensors that share memory
     fitting = {k: official[k].detach().clone().contiguous() if k in official else counters[k] for k in own}
     return fitting, added + list(counters), unexpected + detector

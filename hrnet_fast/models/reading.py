@@ -89,6 +89,8 @@ def _read_safetensors(path: Path, tensors: bool = True) -> tuple[dict[str, Tenso
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return {k: file.get_tensor(k) for k in (file.keys() if tensors else ())}, file.metadata() or {}
+    except OSError as error:
+        raise ValueError(f"path: {str(path)!r} cannot be read ({error.strerror or error})") from error
     except safetensors.SafetensorError as error:
         raise ValueError(f"path: {str(path)!r} is truncated or not a safetensors file ({error})") from error
 
@@ -106,6 +108,8 @@ def _read_torch(path: Path) -> object:
         reason = f"it holds a {name[1]}" if name else why[1] if why else "of an unknown kind"
         raise ValueError(f"path: {str(path)!r} is not a file of plain weights; loading it could run code, which is "
                          f"refused ({reason}); save the state_dict alone where it was made") from error  # fmt: skip
+    except OSError as error:
+        raise ValueError(f"path: {str(path)!r} cannot be read ({error.strerror or error})") from error
     except Exception as error:  # a damaged stream of opcodes can make the reader raise anything at all
         if "TorchScript" in str(error):
             raise ValueError(f"path: {str(path)!r} is a TorchScript archive, whose code is not run here; save the "
