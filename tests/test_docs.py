@@ -64,7 +64,8 @@ def smaller(block: Block) -> str:
 
 
 def commands(text: str) -> list[str]:
-    return [line.split("  #")[0].strip() for line in text.splitlines() if line.strip() and not line.startswith("#")]
+    lines = text.replace("\\\n", " ").splitlines()
+    return [line.split("  #")[0].strip() for line in lines if line.strip() and not line.startswith("#")]
 
 
 def where(page: Path) -> str:
