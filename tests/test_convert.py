@@ -1,6 +1,7 @@
 """Checkpoints of every family, converted: what is recognised, what the header says, and what is refused."""
 
 import argparse
+import functools
 import json
 import os
 import pickle
@@ -16,13 +17,22 @@ import safetensors
 import torch
 from model_cases import SMALL
 from safetensors.torch import load_file
-from test_key_maps import openmmlab, source
+from test_key_maps import openmmlab
+from test_key_maps import source as make
 
 import hrnet_fast as hf
 from hrnet_fast.cli import main
 from hrnet_fast.models import convert_checkpoint, read_header
 
 HEADS = ("downsamp_modules.", "final_layer.")
+
+
+made = functools.cache(make)
+
+
+def source(task):
+    """Random weights of one network for each task, the same for all tests; they may be changed."""
+    return {k: v.clone() for k, v in made(task).items()}
 
 
 def prefixed(state, prefix):
