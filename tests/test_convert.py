@@ -308,7 +308,7 @@ class Dangerous:
                          ids=["torch.save", "pickle"])  # fmt: skip
 def test_pickled_code_is_never_run(tmp_path, capsys, save):
     path, out, ran = tmp_path / "bad.pth", tmp_path / "new.safetensors", tmp_path / "ran"
-    save({"state_dict": source("features"), "args": Dangerous(ran)}, path)
+    save({"args": Dangerous(ran), "state_dict": source("features")}, path)
     assert main(["convert", str(path), "--out", str(out)]) == 2
     error = " ".join(capsys.readouterr().err.split())
     assert "could run code, which is refused (it holds a posix.system)" in error and "add_safe_globals" not in error
