@@ -5,6 +5,7 @@
 #   make bench    a network on a photograph            make bench ARGS="--dtype bfloat16"
 #   make gpu      tests and timings on a GPU           make gpu PART=op RESULTS=DIR
 #   make lint     what CI checks besides               make format  rewrites what lint complains about
+#   make docs     docs/_build/html                     warnings are errors
 #   make wheel    dist/*.whl                           make clean   removes what was built here, not .venv
 TORCH ?= torch==2.13.0
 BASE_PYTHON ?= python3
@@ -27,7 +28,7 @@ BUILT_FROM := setup.py pyproject.toml $(shell find csrc -type f)
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 BIN = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('scripts'))")
 
-.PHONY: test bench gpu lint format wheel clean always
+.PHONY: test bench gpu lint format docs wheel clean always
 
 test: .make/package
 	$(PYTHON) -m pytest $(ARGS)
@@ -53,6 +54,10 @@ format: .make/tools
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(CXX_FILES)
 
+docs: .make/docs
+	$(PYTHON) -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo docs/_build/html/index.html
+
 # build/lib would bring modules into the wheel that are no longer in the tree.
 wheel: .make/package
 	rm -rf build/lib* build/bdist* dist
@@ -60,7 +65,7 @@ wheel: .make/package
 	@ls dist/*.whl
 
 clean:
-	rm -rf .make build dist hrnet_fast.egg-info hrnet_fast/*.so bench.json bench.png
+	rm -rf .make build dist hrnet_fast.egg-info hrnet_fast/*.so bench.json bench.png docs/_build
 
 # torch comes first and alone: what depends on it must never fetch another one.
 .make/torch: .make/settings $(if $(wildcard $(PYTHON)),,always)
@@ -79,4 +84,8 @@ endif
 
 .make/tools: .make/package
 	$(PYTHON) -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	@touch $@
+
+.make/docs: .make/package
+	$(PYTHON) -m pip install --quiet --no-build-isolation --constraint .make/constraint --editable ".[docs]"
 	@touch $@

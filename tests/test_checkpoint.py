@@ -118,13 +118,15 @@ FOREIGN = [
     ("empty.pth", lambda path, state: path.write_bytes(b""), "truncated"),
     ("text.pth", lambda path, state: path.write_text("not weights"), "not a file of"),
     ("code.pth", lambda path, state: path.write_bytes(pickle.dumps(Dangerous())), "run code"),
+    ("module.pth", lambda path, state: torch.save(nn.Conv2d(1, 1, 1), path), "it holds a torch.nn.modules.conv.Conv2d"),
+    ("script.pth", lambda path, state: torch.jit.script(nn.Conv2d(1, 1, 1)).save(path), "is a TorchScript archive"),
     ("list.pth", lambda path, state: torch.save([1, 2], path), "expected a dictionary of tensors .* found list"),
     ("settings.pth", lambda path, state: torch.save({"lr": 0.1}, path), "found the keys lr"),
     ("text.safetensors", lambda path, state: path.write_text("not weights"), "safetensors"),
 ]
 
 
-@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+@pytest.mark.filterwarnings("error:.*pickle protocol", "error:.*TorchScript")
 @pytest.mark.parametrize(("name", "write", "message"), FOREIGN, ids=[row[0] for row in FOREIGN])
 def test_foreign_files_raise_a_clear_error(tmp_path, source, capsys, name, write, message):
     write(tmp_path / name, source.state_dict())

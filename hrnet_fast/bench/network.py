@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hrnet_fast import create_model, load_checkpoint
+from hrnet_fast import create_model
 from hrnet_fast.bench import BadInput, machine, report
 from hrnet_fast.bench import contenders as forms
 from hrnet_fast.bench.harness import Contender, Prepared, compare
@@ -52,19 +52,18 @@ def create(setup: Setup, image: Tensor) -> nn.Module:
     Raises:
         BadInput: the network does not take images of this size; the checkpoint cannot be read or is another network's.
     """
-    plain = create_model(setup.model, task=setup.task, fast=False).eval()
+    try:
+        plain = create_model(setup.model, task=setup.task, fast=False, checkpoint=setup.checkpoint).eval()
+    except Exception as error:  # whatever a file of anything at all makes the readers of checkpoints raise
+        if setup.checkpoint is None:
+            raise
+        lines = str(error).splitlines()
+        raise BadInput(f"checkpoint {setup.checkpoint}: {lines[0] if lines else type(error).__name__}") from None
     try:
         plain.check_image(image)
     except ValueError as error:
         raise BadInput(str(error)) from None
-    if setup.checkpoint is None:
-        return randomize(plain, 0).to(image.device)
-    try:
-        load_checkpoint(plain, setup.checkpoint)
-    except Exception as error:  # whatever a file of anything at all makes the readers of checkpoints raise
-        lines = str(error).splitlines()
-        raise BadInput(f"checkpoint {setup.checkpoint}: {lines[0] if lines else type(error).__name__}") from None
-    return plain.to(image.device)
+    return (randomize(plain, 0) if setup.checkpoint is None else plain).to(image.device)
 
 
 def measure(setup: Setup, image: Tensor, *, budget: float, name: str, description: str,
@@ -106,7 +105,7 @@ def measure(setup: Setup, image: Tensor, *, budget: float, name: str, descriptio
         if setup.memory and entry.agrees:
             progress(f"peak memory of {entry.name}", 1.0)
             entry.peak_memory_bytes = peak_bytes(prepared.contender(entry.name).call, image.device)
-    published, executed = _gflops(setup, image)
+    published, executed = _gflops(plain, image)
     for entry in entries:
         entry.gflops = setup.batch * (executed if entry.name in (forms.FAST, forms.FAST_COMPILED) else published)
 
@@ -121,9 +120,9 @@ def measure(setup: Setup, image: Tensor, *, budget: float, name: str, descriptio
     )  # fmt: skip
 
 
-def _gflops(setup: Setup, image: Tensor) -> tuple[float, float]:
+def _gflops(plain: nn.Module, image: Tensor) -> tuple[float, float]:
     """For one image: as the papers count, and as the fast form executes."""
-    fast = create_model(setup.model, task=setup.task, fast=True)
+    fast = create_model(**plain.recipe)
     counted = multiply_adds(fast, tuple(image.shape[2:]))
     return counted.published_gflops, counted.executed_gflops
 
@@ -136,7 +135,7 @@ def _repeat(value, batch: int):
 
 def _prepare(form: str, plain: nn.Module, setup: Setup, batch: Tensor) -> Callable:
     if form in (forms.FAST, forms.FAST_COMPILED):
-        network = create_model(setup.model, task=setup.task, fast=True).eval().to(batch.device)
+        network = create_model(**plain.recipe).eval().to(batch.device)
         network.load_state_dict(plain.state_dict())
     elif form in (forms.FOLDED, forms.COMPILED):
         network = forms.fold_batchnorm(plain)

@@ -1,7 +1,7 @@
 """HRNet models by name, their weights, and their counts of parameters and multiply-adds."""
 
 from collections.abc import Callable
-from os import PathLike
+from os import PathLike, fspath
 from typing import NamedTuple
 
 from torch import nn
@@ -12,8 +12,10 @@ from hrnet_fast.models import initialize as init
 from hrnet_fast.models.checkpoint import LoadReport, load_checkpoint
 from hrnet_fast.models.classification import ClassificationHRNet
 from hrnet_fast.models.configs import list_models
+from hrnet_fast.models.convert import Conversion, convert_checkpoint
 from hrnet_fast.models.detection import DetectionHRNet
 from hrnet_fast.models.flops import MultiplyAdds, multiply_adds
+from hrnet_fast.models.header import Header, read_header
 from hrnet_fast.models.hrnet import HRNet
 from hrnet_fast.models.initialize import randomize
 from hrnet_fast.models.ocr import OCRHRNet
@@ -21,13 +23,18 @@ from hrnet_fast.models.pose import PoseHRNet
 from hrnet_fast.models.segmentation import DenseHRNet, SegmentationHRNet
 
 __all__ = [
+    "Conversion",
+    "Header",
     "LoadReport",
     "MultiplyAdds",
+    "convert_checkpoint",
     "create_model",
     "list_models",
     "load_checkpoint",
     "multiply_adds",
+    "official_interpolation",
     "randomize",
+    "read_header",
 ]
 
 
@@ -84,16 +91,21 @@ def create_model(
             repository (segmentation_ocr: True; the others: False).
         full_resolution: segmentation logits at the image's size; False: at the official quarter of it.
         fast: False for the plain form, step by step as in the official code. State dicts are interchangeable.
-        checkpoint: a file for ``load_checkpoint``.
+        checkpoint: a file for ``load_checkpoint``. Where ``hrnet-fast convert`` wrote it, it must hold this name and
+            task; num_classes, upsample and align_corners are the file's where they are None, and must agree where not.
 
     Raises:
         ValueError: an unknown name, task or upsampling, align_corners without any bilinear interpolation, counts below
-            1, or a checkpoint that does not fit.
+            1, or a checkpoint that does not fit or was trained otherwise.
     """
     if task not in _TASKS:
         raise ValueError(f"task: expected one of {', '.join(map(repr, _TASKS))}, got {task!r}")
     canonical, config = configs.find(name)
     official = _TASKS[task]
+    if checkpoint is not None and (trained := read_header(checkpoint)) is not None:
+        asked = {"num_classes": num_classes, "upsample": upsample, "align_corners": align_corners}
+        _check_trained(trained, canonical, task, asked, checkpoint)
+        num_classes, upsample, align_corners = trained.num_classes, trained.upsample, trained.align_corners
     mode = official.upsample if upsample is None else upsample
     if mode not in MODES:
         raise ValueError(f"upsample: expected None or one of {', '.join(map(repr, MODES))}, got {upsample!r}")
@@ -116,3 +128,24 @@ def create_model(
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)
     return model
+
+
+def official_interpolation(task: str) -> tuple[str, bool]:
+    """``upsample`` and ``align_corners`` of a task in its official repository."""
+    return _TASKS[task].upsample, _TASKS[task].align_corners
+
+
+def _check_trained(trained: Header, name: str, task: str, asked: dict, path: str | PathLike) -> None:
+    """Raises ValueError where a checkpoint's header is not what was asked for."""
+    for argument, want, has in (("name", name, trained.model), ("task", task, trained.task)):
+        if want != has:
+            raise ValueError(f"{argument}: {fspath(path)!r} holds {trained.description}, got {want!r}")
+    for argument, want in asked.items():
+        has = getattr(trained, argument)
+        if want is None or has is None or want == has:
+            continue
+        if argument == "num_classes":
+            raise ValueError(f"num_classes: {fspath(path)!r} holds {trained.description}, got {want}")
+        raise ValueError(f"{argument}: {fspath(path)!r} was trained with {argument}={has!r}, got {want!r}, which would "
+                         "give wrong results without any other sign; leave the argument out to take the file's; if its "
+                         f"header is wrong, convert the checkpoint again with --{argument.replace('_', '-')}")  # fmt: skip

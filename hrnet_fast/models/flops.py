@@ -14,17 +14,17 @@ class MultiplyAdds(NamedTuple):
     Bias, BatchNorm, activations and interpolation are not counted.
     """
 
-    published: int  # of the plain form; segmentation at quarter resolution. The official "GFLOPs" are this / 2**30
-    executed: int  # of the form that ``model`` has, where fast heads convolve at each stream's own resolution
+    published: int  #: of the plain form; segmentation at quarter resolution. The official "GFLOPs" are this / 2**30
+    executed: int  #: of the form that ``model`` has, where fast heads convolve at each stream's own resolution
 
     @property
     def published_gflops(self) -> float:
-        """As the official READMEs print it: multiply-adds / 2**30."""
+        """``published`` / 2**30, as the official READMEs print it."""
         return self.published / 2**30
 
     @property
     def executed_gflops(self) -> float:
-        """In the same unit: multiply-adds / 2**30."""
+        """``executed`` in the same unit."""
         return self.executed / 2**30
 
 

@@ -4,11 +4,14 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from hrnet_fast.models.header import counted
+
 _OBJECTS = "decode_head.1.object_context_block"
 _CONTEXT = "ocr_distri_head.object_context_block"
 
 # Convolution and norm in one (mmcv's ConvModule, keys ``conv`` and ``bn``) -> where the two are in the official layout.
-# Sources: mmseg/models/decode_heads/{fcn_head,ocr_head}.py, mmdet/models/necks/hrfpn.py.
+# Sources: mmseg/models/decode_heads/{fcn_head,ocr_head}.py, mmdet/models/necks/hrfpn.py,
+# mmpretrain/models/necks/hr_fuse.py.
 _CONV_MODULES = {
     "decode_head.convs.0": ("last_layer.0", "last_layer.1"),
     "decode_head.0.convs.0": ("aux_head.0", "aux_head.1"),
@@ -22,6 +25,8 @@ _CONV_MODULES = {
     f"{_OBJECTS}.bottleneck": ("ocr_distri_head.conv_bn_dropout.0", "ocr_distri_head.conv_bn_dropout.1.0"),
     "neck.reduction_conv": ("neck.reduction_conv.0", None),
     **{f"neck.fpn_convs.{i}": (f"neck.fpn_conv.{i}", None) for i in range(5)},
+    **{f"neck.downsample_layers.{i}": (f"downsamp_modules.{i}.0", f"downsamp_modules.{i}.1") for i in range(3)},
+    "neck.final_layer": ("final_layer.0", "final_layer.1"),
 }
 
 _RENAMED = {
@@ -31,19 +36,22 @@ _RENAMED = {
     "decode_head.1.conv_seg.": "cls_head.",
     "keypoint_head.final_layer.": "final_layer.",  # mmpose 0.x
     "head.final_layer.": "final_layer.",  # mmpose 1.x
+    "neck.increase_layers.": "incre_modules.",
+    "head.fc.": "classifier.",  # mmpretrain
     **{f"{name}.conv.": f"{conv}." for name, (conv, _) in _CONV_MODULES.items()},
     **{f"{name}.bn.": f"{norm}." for name, (_, norm) in _CONV_MODULES.items() if norm},
 }
 
 # Convolutions that have a bias in front of their norm in the official code, and none elsewhere: mmseg's FCN and OCR
-# heads, each on its own, and timm's hrnet_*_ssld, all of them.
-_UNBIASED_IN_MMSEG = (("last_layer.0",), ("aux_head.0",), ("conv3x3_ocr.0",))
-_UNBIASED_IN_SSLD = (("downsamp_modules.0.0", "downsamp_modules.1.0", "downsamp_modules.2.0", "final_layer.0"),)
+# heads, each on its own, and those of mmpretrain and of timm's hrnet_*_ssld, all of them.
+_UNBIASED_CLASSIFIER = ("downsamp_modules.0.0", "downsamp_modules.1.0", "downsamp_modules.2.0", "final_layer.0")
+_UNBIASED_IN_SSLD = (_UNBIASED_CLASSIFIER,)
+_UNBIASED_IN_OPENMMLAB = (("last_layer.0",), ("aux_head.0",), ("conv3x3_ocr.0",), _UNBIASED_CLASSIFIER)
 
 # What a detector has behind its pyramid.
 _DETECTOR_HEADS = ("rpn_head.", "roi_head.", "bbox_head.", "mask_head.")
 
-# A key that only one task has -> the task.
+# A key that only one task has -> the task. Its length is the number of classes, but for the pyramid's.
 _MARKS = {
     "cls_head.weight": "segmentation_ocr",
     "last_layer.3.weight": "segmentation",
@@ -51,7 +59,21 @@ _MARKS = {
     "final_layer.weight": "pose",
     "neck.reduction_conv.0.weight": "detection",
 }
-_COUNTED = {"pose": "key points"}  # what the outputs of a task stand for, where they are no classes
+
+# A beginning of keys that only one family has -> the family.
+_FAMILIES = {
+    "decode_head.": "OpenMMLab mmseg",
+    "keypoint_head.": "OpenMMLab mmpose",
+    "head.final_layer.": "OpenMMLab mmpose",
+    "neck.increase_layers.": "OpenMMLab mmpretrain",
+    "neck.reduction_conv.conv.": "OpenMMLab mmdet",
+    "neck.reduction_conv.0.": "official HRNet-Object-Detection",
+    "backbone.": "OpenMMLab, a backbone alone",
+    "cls_head.": "official HRNet-Semantic-Segmentation, branch HRNet-OCR",
+    "last_layer.": "official HRNet-Semantic-Segmentation",
+    "classifier.": "official HRNet-Image-Classification, or timm",  # the same keys
+    "final_layer.weight": "official deep-high-resolution-net.pytorch",
+}
 
 
 def to_official(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -62,7 +84,7 @@ def to_official(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[
     """
     translated = {k if k in own else _rename(k): v for k, v in state.items()}
     renamed = translated.keys() != state.keys()  # in an official file a missing bias is a mistake
-    for group in _UNBIASED_IN_MMSEG if renamed else _UNBIASED_IN_SSLD:
+    for group in _UNBIASED_IN_OPENMMLAB if renamed else _UNBIASED_IN_SSLD:
         weights, biases = [f"{name}.weight" for name in group], [f"{name}.bias" for name in group]
         if all(k in own and k not in translated for k in biases) and all(k in translated for k in weights):
             for weight, bias in zip(weights, biases, strict=True):
@@ -73,16 +95,30 @@ def to_official(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> dict[
     return translated
 
 
+def family(state: Mapping[str, Tensor]) -> str:
+    """Whose key layout the keys of a file are in, without the prefixes of wrappers."""
+    if "classifier.weight" in state and "downsamp_modules.0.0.bias" not in state:
+        return "timm, hrnet_*_ssld"
+    found = (name for start, name in _FAMILIES.items() if any(k.startswith(start) for k in state))
+    return next(found, "official, a backbone alone")
+
+
+def task_of(state: Mapping[str, Tensor]) -> tuple[str, int | None]:
+    """The task of a state dict with official keys, and how many classes or key points it has."""
+    for mark, task in _MARKS.items():
+        if mark in state:
+            classes = state[mark].shape[:1]
+            return task, classes[0] if classes and task != "detection" else None
+    return "features", None
+
+
 def describe(state: Mapping[str, Tensor]) -> str | None:
-    """Width, task and number of classes of a state dict with official keys; None where it is no HRNet's."""
+    """Width, task and classes of a state dict with official keys; None where it is no HRNet's."""
     branch = state.get("stage4.0.branches.0.0.conv1.weight")
     if branch is None or branch.dim() != 4:
         return None
-    marks = [mark for mark in _MARKS if mark in state]
-    width, task = branch.shape[0], _MARKS[marks[0]] if marks else "features"
-    if task in ("features", "detection") or state[marks[0]].dim() == 0:
-        return f"an HRNet of width {width} for {task}"
-    return f"an HRNet of width {width} for {task} with {state[marks[0]].shape[0]} {_COUNTED.get(task, 'classes')}"
+    task, classes = task_of(state)
+    return f"an HRNet of width {branch.shape[0]} for {task}{counted(task, classes)}"
 
 
 def _rename(key: str) -> str:

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 class Row:
     """One module that was looked at."""
 
-    name: str  # as in named_modules(); empty for the model itself
-    kind: str  # what it was taken for
-    patched: bool
-    detail: str  # what it became, or why it was left alone
+    name: str  #: as in named_modules(); empty for the model itself
+    kind: str  #: what it was taken for
+    patched: bool  #: whether it is fast now
+    detail: str  #: what it became, or why it was left alone
 
 
 @dataclass
