@@ -35,7 +35,7 @@ def only_tiny(monkeypatch):
 
 def test_every_contender_has_the_interface():
     for name, module in peers.table().items():
-        assert module.NAME == name
+        assert name == module.NAME
         assert module.why_not(torch.float32) is None or isinstance(module.why_not(torch.float32), str)
         assert callable(module.prepare)
     assert list(peers.table())[-2:] == list(peers.ours())
