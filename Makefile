@@ -36,7 +36,7 @@ bench: .make/package
 	$(PYTHON) -m hrnet_fast bench --json bench.json --plot bench.png $(ARGS)
 
 # Everything that needs a GPU, without network: the active Python must have torch, triton, ninja and pytest already.
-# PART=build|test|sanitize|memory|op|unit|train; each stays under 9 minutes, and results are kept as they come.
+# PART=build|test|sanitize|memory|rivals|op|unit|train; each stays under 9 minutes, and results are kept as they come.
 RESULTS ?= benchmarks/results/gpu
 gpu:
 	$(or $(GPU_PYTHON),$(BASE_PYTHON)) -m benchmarks.gpu $(addprefix --part ,$(PART)) --results $(RESULTS)

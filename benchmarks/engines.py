@@ -22,10 +22,9 @@ from pathlib import Path
 import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 from torch import Tensor
 
-from benchmarks import peers
+from benchmarks import engines_table, peers
 from benchmarks.common import DTYPES
 from hrnet_fast.bench import BadInput, images, machine, memory, report
 from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED
@@ -35,7 +34,6 @@ from hrnet_fast.tolerances import MODEL
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 SLACK = 2.0
-PREFIX = "engines-"  # of the files and of the cases' names in them
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ def measure(case: Case, budget: float, threads: int, left_out: Sequence[str] = (
             entry.resident_peak_bytes = memory_alone(case, name, threads)
     entries = [ran.get(name) or report.Entry(name, None, False, failure=reason) for name, reason in reasons.items()]
     return report.Case(
-        name=PREFIX + case.name, description=case.description, dtype=case.dtype, tolerance=tolerance, entries=entries,
+        name=engines_table.PREFIX + case.name, description=case.description, dtype=case.dtype, tolerance=tolerance, entries=entries,
         params=sum(p.numel() for p in job.plain.parameters()), neighbours=busy,
     )  # fmt: skip
 
@@ -138,33 +136,6 @@ def alone(case: Case, contender: str, threads: int) -> dict:
     with torch.inference_mode():
         call()
     return {"contender": contender, "resident_peak_bytes": memory.resident_peak(call)}
-
-
-def best(case: report.Case, names: Sequence[str]) -> report.Entry | None:
-    """Of the named contenders the one with the least median."""
-    timed = [entry for entry in case.entries if entry.name in names and entry.seconds is not None]
-    return min(timed, key=lambda entry: entry.seconds.median, default=None)
-
-
-def lead(case: report.Case) -> float | None:
-    """How many times as long the best peer takes as our best form; the median of the rounds."""
-    ours = best(case, peers.ours())
-    peer = best(case, [entry.name for entry in case.entries if entry.name not in peers.ours()])
-    return ours.speedup_over[peer.name].median if ours and peer else None
-
-
-def summary(cases: Sequence[report.Case]) -> Table:
-    """All cases in one table: medians, and our lead over the best peer."""
-    out = Table(title="medians of runs in turn", title_justify="left")
-    names = list(dict.fromkeys(entry.name for case in cases for entry in case.entries))
-    for name in ("", *names, "best peer / ours"):
-        out.add_column(name, justify="right" if name else "left")
-    for case in cases:
-        entries = {entry.name: entry for entry in case.entries if entry.seconds is not None}
-        cells = [report.milliseconds(entries[name].seconds.median) if name in entries else "-" for name in names]
-        ratio = lead(case)
-        out.add_row(case.name.removeprefix(PREFIX), *cells, "-" if ratio is None else f"{ratio:.2f}x")
-    return out
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -234,7 +205,7 @@ def _measure(selected: list[Case], given: argparse.Namespace, threads: int, left
                 del os.environ["TORCHINDUCTOR_CACHE_DIR"]
             else:
                 os.environ["TORCHINDUCTOR_CACHE_DIR"] = before
-    console.print(summary(measured))
+    console.print(engines_table.summary(measured))
     console.print(machine.summary(machine.describe()))
     return measured
 

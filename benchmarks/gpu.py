@@ -26,6 +26,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 import hrnet_fast as hf
+from benchmarks import rivals as benchmarks_rivals
 from benchmarks import training_memory
 from hrnet_fast import backends
 from hrnet_fast.bench import contenders, machine
@@ -292,7 +293,18 @@ def memory(results: Path) -> int:
     return training_memory.main(["--device", "cuda", "--steps", "10", "--json", str(results / "memory.json")])
 
 
-STEPS = {"build": build, "test": test, "sanitize": sanitize, "memory": memory}
+RIVALS_SIZE = (1024, 2048)
+
+
+def rivals(results: Path, limit: float | None = None) -> int:
+    """HRNet and the networks it was published against, in float16; without a GPU on the CPU, only to try this program."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = f"{RIVALS_SIZE[0]}x{RIVALS_SIZE[1]}"
+    arguments = ["--device", device, "--size", size, "--dtype", "float16", "--budget", "60", "--results", str(results)]
+    return benchmarks_rivals.main(arguments)
+
+
+STEPS = {"build": build, "test": test, "sanitize": sanitize, "memory": memory, "rivals": rivals}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -1,4 +1,4 @@
-"""Writes README.md's table of results and its plot from the files in benchmarks/results/; nothing is typed by hand.
+"""Writes README.md's tables of results and its plot from the files in benchmarks/results/; nothing is typed by hand.
 
 ``python -m benchmarks.readme_table`` writes, ``--check`` exits with 1 where README.md says something else.
 """
@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from benchmarks import engines_table, rival_report
 from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, FAST, FOLDED
 from hrnet_fast.bench.machine import summary
 from hrnet_fast.bench.plot import plot
@@ -40,6 +41,10 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
         return 1
     reports = load(root / "benchmarks" / "results")
     after = insert(before, table(reports))
+    for name, block in (("engines", engines_table.markdown), ("rivals", rival_report.markdown)):
+        markers = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        if all(before.count(marker) == 1 for marker in markers):
+            after = insert(after, block(reports), *markers)
     if arguments.check:
         if after != before:
             print(
@@ -64,10 +69,10 @@ def load(folder: Path) -> dict[str, Report]:
     return reports
 
 
-def insert(readme: str, block: str) -> str:
+def insert(readme: str, block: str, begin: str = BEGIN, end: str = END) -> str:
     """README.md with what stands between the markers replaced."""
-    head, rest = readme.split(BEGIN)
-    return f"{head}{BEGIN}\n{block}{END}{rest.split(END)[1]}"
+    head, rest = readme.split(begin)
+    return f"{head}{begin}\n{block}{end}{rest.split(end)[1]}"
 
 
 def table(reports: dict[str, Report]) -> str:

@@ -86,7 +86,7 @@ def why_not_published(network: Network, counted: Count) -> str:
         return ""
     if published is None:
         return network.differs
-    figures = (f"published with {published.params / 1e6:.1f}M parameters and {published.gflops:.0f} GFLOPs "
+    figures = (f"published with {published.params / 1e6:.1f}M parameters and {published.gflops:.1f} GFLOPs "
                f"on {published.backbone}")  # fmt: skip
     return f"{figures}; {network.differs}" if network.differs else figures
 

@@ -87,10 +87,12 @@ def table(cases: Sequence[Case]) -> Table:
     return out
 
 
-def markdown(stored: Report | None) -> str:
-    """For README.md: the table, the notes, what it was measured on and how to measure it again."""
+def markdown(reports: dict[str, Report]) -> str:
+    """For README.md, from all stored results by the cases' names."""
+    own = [reports[PREFIX + network.name] for network in NETWORKS if PREFIX + network.name in reports]
+    stored = Report([report.cases[0] for report in own], own[0].machine) if own else None
     if stored is None or not rows(stored.cases):
-        return "Nothing is stored yet: `python -m benchmarks.rivals` measures.\n"
+        return "No results are stored yet: `python -m benchmarks.rivals` measures them.\n"
     size = stored.cases[0].description.split(", ", 1)[1]
     lines = [f"| {' | '.join([*COLUMNS[:4], f'latency, {size}', *COLUMNS[5:]])} |", "|---|---" + "|--:" * 6 + "|"]
     lines += [f"| {' | '.join(row)} |" for row in rows(stored.cases)]
@@ -107,6 +109,7 @@ def plot(stored: Report, path: Path) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator, NullLocator
 
     timed = [(network_of(case), entry) for case in stored.cases for entry in case.entries if entry.seconds]
     if not timed:
@@ -114,6 +117,8 @@ def plot(stored: Report, path: Path) -> None:
     figure = Figure(figsize=(9, 5.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
+    axes.set_xscale("log")
+    axes.set_yscale("log")
     points = [(gflops(entry), entry.seconds.median * 1e3) for _, entry in timed]
     _rate(axes, timed, points)
     for form, colour in COLOURS.items():
@@ -125,10 +130,16 @@ def plot(stored: Report, path: Path) -> None:
     if others:
         axes.scatter([gflops(e) for _, e in others], [e.seconds.median * 1e3 for _, e in others], s=64, color="#8f8f8f",
                      zorder=3, label=f"others: {CHANNELS_LAST}")  # fmt: skip
-    for network in {network.name: network for network, _ in timed}.values():
-        _name(axes, network, [entry for other, entry in timed if other is network])
+    for network in {network.name: network for network, _ in timed if network.is_hrnet}.values():
+        _arrow(axes, network, [entry for other, entry in timed if other is network])
+    for index, (network, entry) in enumerate(sorted(others, key=lambda pair: pair[1].seconds.median)):
+        left = index % 2  # neighbours that lie close together get their names on different sides
+        axes.annotate(network.title, (gflops(entry), entry.seconds.median * 1e3), xytext=(-9 if left else 9, 0),
+                      textcoords="offset points", ha="right" if left else "left", va="center", fontsize=9.5)  # fmt: skip
     for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.set_major_formatter(lambda value, position: f"{value:g}")
+        axis.set_minor_locator(NullLocator())
     for setter, values in ((axes.set_xlim, [x for x, _ in points]), (axes.set_ylim, [y for _, y in points])):
         setter(min(values) / 1.5, max(values) * 1.5)
     axes.set_xlabel("multiply-adds of the published network / 10$^9$, at the measured size")
@@ -148,14 +159,12 @@ def _rate(axes, timed: list, points: list[tuple[float, float]]) -> None:
         return
     rate = statistics.median(rates)
     ends = [min(x for x, _ in points) / 1.5, max(x for x, _ in points) * 1.5]
-    axes.loglog(ends, [rate * x for x in ends], color="#c0c0c0", linewidth=1.2, linestyle="--", zorder=1,
+    axes.plot(ends, [rate * x for x in ends], color="#c0c0c0", linewidth=1.2, linestyle="--", zorder=1,
                 label=f"the others' median: {rate:.2f} ms per 10$^9$")  # fmt: skip
 
 
-def _name(axes, network: Network, entries: list[Entry]) -> None:
-    """The network's name beside its slowest point, and an arrow from there to its fastest."""
-    axes.set_xscale("log")
-    axes.set_yscale("log")
+def _arrow(axes, network: Network, entries: list[Entry]) -> None:
+    """An HRNet's name over its slowest form, and an arrow from there to its fastest."""
     slow = max(entries, key=lambda entry: entry.seconds.median)
     quick = min(entries, key=lambda entry: entry.seconds.median)
     x, top, bottom = gflops(slow), slow.seconds.median * 1e3, quick.seconds.median * 1e3

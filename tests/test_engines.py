@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import hrnet_fast as hf
-from benchmarks import engines, peers
+from benchmarks import engines, engines_table, peers
 from benchmarks.peers import compiled, forms, onnx_runtime, openvino_runtime
 from hrnet_fast.bench import memory, report
 from hrnet_fast.bench.contenders import COMPILED
@@ -226,8 +226,8 @@ def test_measures_and_lists_those_that_cannot_run(monkeypatch):
         assert case.entry(name).seconds.median > 0
     assert "broken" in case.entry("ONNX Runtime").failure
     assert case.entry("OpenVINO").failure == "not today"
-    best = engines.best(case, peers.ours())
-    assert engines.lead(case) == best.speedup_over["eager channels_last"].median
+    best = engines_table.best(case, peers.ours())
+    assert engines_table.lead(case) == best.speedup_over["eager channels_last"].median
     assert {"OpenVINO did not run: not today", "1,540,819 parameters"} <= set(report.notes(case))
 
 
@@ -242,8 +242,23 @@ def test_program(only_tiny, tmp_path, capsys):
     weights = 4 * case.params
     assert case.entry("eager channels_last").resident_peak_bytes > weights
     shown = capsys.readouterr().out
-    assert "best peer / ours" in shown
+    assert engines_table.LEAD in shown
     assert "process peak" in shown
+
+
+def test_markdown_has_every_contender_and_every_reason():
+    def entry(name, seconds, error=1e-6, agrees=True, failure=None):
+        spreads = {other: report.Spread(2.0, 2.0, 2.0) for other in ("OpenVINO",)}
+        timed = None if failure else report.Spread(seconds, seconds, seconds)
+        return report.Entry(name, error, agrees, failure, timed, speedup_over=spreads)
+
+    entries = [entry("OpenVINO", 0.1, 3.1e-2, False), entry("hrnet_fast", 0.05), entry("ONNX Runtime", 0, None, False, "no")]  # fmt: skip
+    case = report.Case("engines-x", "a network, bfloat16", "bfloat16", 3e-2, entries)
+    text = engines_table.markdown({"engines-x": report.Report([case]), "other": report.Report([case])})
+    assert "| a network, bfloat16 | - | 100 ms * | 50.0 ms | 2.00x |" in text
+    assert "OpenVINO (3.1e-02)" in text
+    assert "ONNX Runtime did not run (bfloat16): no." in text
+    assert "benchmarks.engines" in engines_table.markdown({})
 
 
 def test_program_in_a_process_of_its_own(capsys):
