@@ -97,7 +97,8 @@ def markdown(reports: dict[str, Report]) -> str:
     lines = [f"| {' | '.join([*COLUMNS[:4], f'latency, {size}', *COLUMNS[5:]])} |", "|---|---" + "|--:" * 6 + "|"]
     lines += [f"| {' | '.join(row)} |" for row in rows(stored.cases)]
     lines += ["", *notes(stored.cases), f"Measured on: {summary(stored.machine)}.",
-              "Measure again: `python -m benchmarks.rivals`, then `python -m benchmarks.readme_table`.", ""]  # fmt: skip
+              "Measure again: `python -m benchmarks.rivals`, then `python -m benchmarks.readme_table`.",
+              "", "![GFLOPs against measured time](benchmarks/results/rivals.png)", ""]  # fmt: skip
     return "\n".join(lines)
 
 

@@ -17,7 +17,7 @@ def stand_in() -> nn.Module:
     return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()  # fmt: skip
 
 
-OTHER = Network("stand_in", "Stand-in", stand_in, Published("nothing", 252, (27 * 8 + 32) * 2**21 / 1e9, 12.3))
+OTHER = Network("stand_in", "Stand-in", stand_in, Published("nothing", 268, (27 * 8 + 32) * 2**21 / 1e9, 12.3))
 ABSENT = Network("unetplusplus", "UNet++", stand_in, Published("nothing", 1, 1, 1.0))
 
 
@@ -77,7 +77,7 @@ def test_program(small, tmp_path, capsys):
     assert hrnet.entry("hrnet_fast").seconds.median > 0
     assert hrnet.entry("hrnet_fast").resident_peak_bytes == 123 << 20
     assert other.entry("eager channels_last").agrees
-    assert other.params == 252 + 12
+    assert other.params == 268
     assert absent.entries[0].failure == "not installed"
     with Image.open(tmp_path / "rivals.png") as picture:
         assert picture.width > 800
@@ -87,6 +87,7 @@ def test_program(small, tmp_path, capsys):
     text = rival_report.markdown(readme_table.load(tmp_path))
     assert text.count("| HRNet-W18-small | ") >= 2
     assert "latency, 64x96, float32" in text
+    assert "| 12.3 |" in text
 
 
 def test_nothing_measured(tmp_path):
