@@ -37,7 +37,7 @@ bench: .make/package
 	$(PYTHON) -m hrnet_fast bench --json bench.json --plot bench.png $(ARGS)
 
 # Everything that needs a GPU, without network: the active Python must have torch, triton, ninja and pytest already.
-# PART=build|test|sanitize|memory|op|unit|head|conv|model|train; each ends within 9 minutes, results are kept as they
+# PART=build|test|sanitize|memory|op|unit|head|conv|model|rivals|train; each ends within 9 minutes, results are kept as they
 # come, and a part that is run again measures what is missing.
 RESULTS ?= benchmarks/results/gpu
 gpu:

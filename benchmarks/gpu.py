@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import gpu_cases, gpu_measure
+from benchmarks import rivals as benchmarks_rivals
 from benchmarks.gpu_cases import FAST, GpuCase
 from benchmarks.gpu_goals import goals_first, outcomes, share_of_copy, speedup
 from hrnet_fast import library
@@ -142,6 +143,17 @@ def memory(results: Path, limit: float) -> int:
     return _run([*command, str(results / "memory.json")], limit)
 
 
+RIVALS_SIZE = (1024, 2048)
+
+
+def rivals(results: Path, limit: float) -> int:
+    """HRNet and the networks it was published against, in float16; without a GPU on the CPU, only to try this program."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    size = f"{RIVALS_SIZE[0]}x{RIVALS_SIZE[1]}"
+    arguments = ["--device", device, "--size", size, "--dtype", "float16", "--budget", "60", "--results", str(results)]
+    return benchmarks_rivals.main(arguments)
+
+
 def _run(command: list[str], limit: float, environment: dict | None = None) -> int:
     try:
         return subprocess.run(command, check=False, env=environment, timeout=limit).returncode
@@ -150,7 +162,7 @@ def _run(command: list[str], limit: float, environment: dict | None = None) -> i
         return 1
 
 
-STEPS = {"build": build, "test": test, "sanitize": sanitize, "memory": memory}
+STEPS = {"build": build, "test": test, "sanitize": sanitize, "memory": memory, "rivals": rivals}
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from benchmarks import gpu_table
+from benchmarks import engines_table, gpu_table, rival_report
 from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, FAST, FOLDED
 from hrnet_fast.bench.machine import summary
 from hrnet_fast.bench.plot import plot
@@ -44,6 +44,10 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     after = insert(before, table(reports))
     if all(before.count(marker) == 1 for marker in GPU_MARKERS):
         after = insert(after, gpu_table.block(root / "benchmarks" / "results" / "gpu"), *GPU_MARKERS)
+    for name, block in (("engines", engines_table.markdown), ("rivals", rival_report.markdown)):
+        markers = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        if all(before.count(marker) == 1 for marker in markers):
+            after = insert(after, block(reports), *markers)
     if arguments.check:
         if after != before:
             print(

@@ -1,7 +1,7 @@
 """Contenders over one case: each must agree with the float64 reference, then they take turns and are timed.
 
 Contenders run in turn, A B C A B C ..., so that a machine that slows down for a while slows all of them down, and
-ratios are taken between runs of the same round. A contender whose output is off is never timed.
+ratios are taken between runs of the same round. A contender whose output is off is not timed (but see Contender.slack).
 """
 
 import gc
@@ -22,10 +22,14 @@ MIN_ROUNDS, MAX_ROUNDS = 5, 300
 
 @dataclass(frozen=True)
 class Contender:
-    """One way to compute a case: ``call()`` returns a tensor, or a list of tensors."""
+    """One way to compute a case: ``call()`` returns a tensor, or a list of tensors.
+
+    ``slack``: it is timed up to this many times the case's tolerance. Above the tolerance it does not agree all the same.
+    """
 
     name: str
     call: Callable[[], Tensor | Sequence[Tensor]]
+    slack: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -99,11 +103,11 @@ def compare(
     observe: Callable[[str, Tensor | Sequence[Tensor]], None] | None = None,
     clock: Callable[[], float] = synchronized_clock,
 ) -> list[Result]:
-    """Checks every contender, then times those that agree, in turns.
+    """Checks every contender, then times those that agree (or are within their slack), in turns.
 
     Args:
         case: the contenders in the order in which they take turns, what they should compute, and the largest relative
-            error with which a contender is timed.
+            error with which a contender agrees.
         budget: seconds to time for; at least MIN_ROUNDS and at most MAX_ROUNDS rounds are made.
         progress: called with what is going on and the share of the work that is done, 0 to 1.
         observe: called with the name and the output of every contender that agrees.
@@ -119,9 +123,10 @@ def compare(
         for contender in case.contenders:
             report(f"checking {contender.name}", 0.0)
             results.append(_check(contender, case, observe))
-        runs = [(c.call, result) for c, result in zip(case.contenders, results, strict=True) if result.agrees]
+        runs = [(c.call, result) for c, result in zip(case.contenders, results, strict=True)
+                if result.failure is None and result.error <= c.slack * case.tolerance]  # fmt: skip
         if runs:
-            _time(runs, budget, report, clock)
+            take_turns(runs, budget, report, clock)
     return results
 
 
@@ -138,7 +143,13 @@ def _check(contender: Contender, case: Prepared, observe: Callable | None) -> Re
     return result
 
 
-def _time(runs: list, budget: float, report: Callable[[str, float], None], clock: Callable[[], float]) -> None:
+def take_turns(
+    runs: Sequence[tuple[Callable, Result]],
+    budget: float,
+    report: Callable[[str, float], None],
+    clock: Callable[[], float] = synchronized_clock,
+) -> None:
+    """Times callables in turns, into the ``seconds`` of their results. Arguments as in ``compare``."""
     begin = clock()
     for call, result in runs:
         report(f"warming up {result.name}", 0.0)

@@ -1,12 +1,13 @@
-"""Peak memory of a forward pass: the most bytes that live tensors took up beyond those that were there before.
+"""Peak memory of a forward pass: of torch's tensors (``peak_bytes``), or of a whole process (``resident_peak``).
 
-Weights and the input are not in it. On the CPU the figure comes from torch's profiler, which sees every allocation of
+``peak_bytes`` is the most that live tensors took up beyond those that were there before: without weights and input. On the CPU the figure comes from torch's profiler, which sees every allocation of
 torch's own allocator (tensors and oneDNN's scratch pads), not the scratch that a kernel takes from malloc by itself. On
 a GPU it is the CUDA allocator's own count.
 """
 
 import ctypes
 import functools
+import gc
 import json
 import os
 import sys
@@ -42,6 +43,39 @@ def peak_bytes(call: Callable[[], object], device: str | torch.device = "cpu") -
         live += event["args"]["Bytes"]
         peak = max(peak, live)
     return peak
+
+
+def resident_bytes() -> int | None:
+    """Memory of this process that is in RAM; None where the system does not tell."""
+    return _status("VmRSS")
+
+
+def resident_peak(call: Callable[[], object]) -> int | None:
+    """The most memory that this process has in RAM while ``call`` runs, warm; None where the system does not tell.
+
+    Everything is in it: the interpreter, weights in whatever form an engine keeps them, scratch of any allocator. Memory
+    that was freed before the call is given back first, so that preparing the call does not count.
+    """
+    with torch.inference_mode():
+        call()
+        gc.collect()
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+        try:
+            if trim is not None:
+                trim(0)
+            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew (proc(5))
+        except OSError:
+            return None
+        call()
+    return _status("VmHWM")
+
+
+def _status(field: str) -> int | None:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) << 10 for line in lines if line.startswith(f"{field}:")), None)
 
 
 RESERVE_BYTES = 512 << 20

@@ -39,6 +39,8 @@ class Entry:
     gflops: float | None = None  # executed by one call: multiply-adds / 2^30, as HRNet's papers count them
     peak_memory_bytes: int | None = None
     argmax_agreement: float | None = None  # share of the pixels that get the reference's class
+    first_result_seconds: float | None = None  # from the model in plain PyTorch to the first output
+    resident_peak_bytes: int | None = None  # of a process of its own: memory.resident_peak
 
 
 @dataclass
@@ -133,6 +135,8 @@ def table(case: Case, baseline: str) -> Table:
         "same class": lambda e: e.argmax_agreement is not None and f"{100 * e.argmax_agreement:.2f} %",
         "GFLOPs": lambda e: e.gflops is not None and f"{e.gflops:.4g}",
         "peak memory": lambda e: e.peak_memory_bytes is not None and f"{e.peak_memory_bytes / 2**20:.1f} MiB",
+        "process peak": lambda e: e.resident_peak_bytes is not None and f"{e.resident_peak_bytes / 2**20:.0f} MiB",
+        "first result": lambda e: e.first_result_seconds is not None and f"{e.first_result_seconds:.2f} s",
     }
     shown = {name: show for name, show in optional.items() if any(show(entry) for entry in case.entries)}
     for index, name in enumerate([*columns, *shown]):
@@ -148,7 +152,9 @@ def _cells(entry: Entry, case: Case, baseline: str) -> list[str]:
     if entry.failure is not None:
         return ["-", "did not run", "-", "-", "-"]
     if not entry.agrees:
-        return [f"{error} > {case.tolerance:.0e}", "not timed", "-", "-", "-"]
+        error = f"{error} > {case.tolerance:.0e}"
+    if entry.seconds is None:
+        return [error, "not timed", "-", "-", "-"]
     ratio = entry.speedup_over.get(baseline)
     shown = "1" if entry.name == baseline else "-" if ratio is None else f"{ratio.median:.2f}x"
     s = entry.seconds
@@ -177,6 +183,7 @@ def notes(case: Case) -> list[str]:
         lines.append(f"other processes took {100 * case.neighbours:.0f} % of the cores meanwhile: times are longer "
                      "than on a quiet machine, and ratios are not to be relied on")  # fmt: skip
     lines += [f"{entry.name} did not run: {entry.failure}" for entry in case.entries if entry.failure is not None]
-    lines += [f"{entry.name} is off by more than {case.tolerance:.0e}: not timed"
+    lines += [f"{entry.name} is off by more than {case.tolerance:.0e}: "
+              + ("not timed" if entry.seconds is None else "timed all the same")
               for entry in case.entries if entry.failure is None and not entry.agrees]  # fmt: skip
     return lines
