@@ -22,7 +22,7 @@ LAYERS = (
     "hrnet_fast.kernels", "hrnet_fast._C_cuda", "hrnet_fast.backends.preferences", "hrnet_fast.backends.cpu",
     "hrnet_fast.backends.gpu", "hrnet_fast.backends.triton", "hrnet_fast.backends.cuda",
     "hrnet_fast.backends", "hrnet_fast.exchange", "hrnet_fast", "hrnet_fast.convolution",
-    "hrnet_fast.folding", "hrnet_fast.modules", "hrnet_fast.models", "hrnet_fast.patching", "hrnet_fast.bench",
+    "hrnet_fast.folding", "hrnet_fast.modules", "hrnet_fast.models", "hrnet_fast.patching", "hrnet_fast.export", "hrnet_fast.bench",
     "hrnet_fast.cli", "hrnet_fast.__main__", "benchmarks",
 )  # fmt: skip
 

@@ -1,4 +1,4 @@
-"""The command line: ``hrnet-fast info | verify | bench | patch-report``.
+"""The command line: ``hrnet-fast info | verify | bench | patch-report | export``.
 
 Each command is a module with ``add_arguments(parser)`` and ``run(arguments) -> int``, the exit code. What a user got
 wrong ends as one line on stderr and exit code 2.
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import hrnet_fast
 from hrnet_fast.bench import BadInput
-from hrnet_fast.cli import bench, info, patch_report, verify
+from hrnet_fast.cli import bench, export, info, patch_report, verify
 
-_COMMANDS = {"info": info, "verify": verify, "bench": bench, "patch-report": patch_report}
+_COMMANDS = {"info": info, "verify": verify, "bench": bench, "patch-report": patch_report, "export": export}
 
 
 class _Parser(argparse.ArgumentParser):

@@ -1,0 +1,33 @@
+"""Where a head's 1x1 convolution belongs: before the upsampling or behind it, runtime by runtime, as measured."""
+
+from typing import NamedTuple
+
+RUNTIMES = ("onnxruntime", "openvino", "inductor")
+
+
+class Row(NamedTuple):
+    """A head's convolution that makes ``channels`` or more (up to the next row of the runtime) moves ``streams``."""
+
+    runtime: str
+    channels: int  # that the convolution over the concatenation makes: 15 times the network's width
+    streams: int  # that are moved, the lowest resolutions first; 0: none
+    gain: float | None  # time of the plain export over that of this one; None: 1 by definition, or not measured
+    source: str  # the case in benchmarks/results/export/
+
+
+TABLE: tuple[Row, ...] = ()
+
+
+def choice(runtime: str | None):
+    """Of the channels of a head's convolution, how many streams to move for a runtime; None: for whichever runtime."""
+    runtimes = RUNTIMES if runtime is None else (runtime,)
+
+    def streams(channels: int) -> int:
+        return min(_streams(name, channels) for name in runtimes)
+
+    return streams
+
+
+def _streams(runtime: str, channels: int) -> int:
+    rows = [row for row in TABLE if row.runtime == runtime and row.channels <= channels]
+    return max(rows, key=lambda row: row.channels).streams if rows else 0
