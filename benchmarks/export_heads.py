@@ -87,7 +87,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--runtimes", nargs="+", default=list(RUNNERS), choices=list(RUNNERS))
     parser.add_argument("--size", default="512x512", metavar="HxW")
     parser.add_argument("--budget", type=float, default=20.0, help="seconds of timing per case (default: 20)")
-    parser.add_argument("--folder", type=Path, default=None, help="keep exported files here, and use those that are there")
+    parser.add_argument(
+        "--folder", type=Path, default=None, help="keep exported files here, and use those that are there"
+    )
     parser.add_argument("--only-write", action="store_true", help="export, and leave the timing for later")
     given = parser.parse_args(arguments)
     agrees = True

@@ -171,7 +171,10 @@ def test_a_program_of_torch_export(tmp_path):
 
 def test_one_size(tmp_path):
     done = export.save(small("pose"), tmp_path / "a.onnx", size=(64, 32))
-    assert [d.dim_value for d in onnx.load(tmp_path / "a.onnx").graph.input[0].type.tensor_type.shape.dim][2:] == [64, 32]
+    assert [d.dim_value for d in onnx.load(tmp_path / "a.onnx").graph.input[0].type.tensor_type.shape.dim][2:] == [
+        64,
+        32,
+    ]
     assert set(done.errors) == {f"{n}x3x64x32" for n in (1, 2, 3)}
     assert export.read(tmp_path / "a.onnx")["size"] == [64, 32]
 
@@ -195,7 +198,9 @@ def test_the_preferences_are_what_was_measured():
 def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
     model = small("pose")
     monkeypatch.setattr(check, "_CASES_OF_MULTIPLES", ((1, 64, 64),))
-    monkeypatch.setitem(check._RUNNERS, "onnx", lambda path: lambda image: [y * 1.01 for y in check.tensors(model(image))])
+    monkeypatch.setitem(
+        check._RUNNERS, "onnx", lambda path: lambda image: [y * 1.01 for y in check.tensors(model(image))]
+    )
     with pytest.raises(ValueError, match=r"computes something else .* 1.0e-02 on an image of 1x3x64x64"):
         export.save(model, tmp_path / "a.onnx")
     assert not list(tmp_path.iterdir())
@@ -251,7 +256,10 @@ def test_the_command(capsys, tmp_path):
         (["--size", "50"], "size '50': expected HEIGHTxWIDTH"),
         (["--checkpoint", "none.pth"], "checkpoint none.pth: there is no such file"),
         (["--triton", "m", "--out", "a.onnx"], "out: with --triton"),
-        (["--triton", "m", "--format", "pt2", "--model", SMALL], "format: Triton Inference Server serves 'onnx' and 'aoti'"),
+        (
+            ["--triton", "m", "--format", "pt2", "--model", SMALL],
+            "format: Triton Inference Server serves 'onnx' and 'aoti'",
+        ),
         (["--mean", "0.5"], "mean: expected 3 numbers"),
         (["--device", "tpu"], "device tpu: expected cpu"),
         (["--out", "a.pt2"], "path: expected a name that ends in .onnx"),
@@ -302,7 +310,13 @@ def test_a_failure_keeps_the_old_file(tmp_path):
 
     target = tmp_path / "a.onnx"
     target.write_bytes(b"old")
-    with pytest.raises(OSError, match="disk"), files.whole_file(target, True) as part:
-        part.write_bytes(b"half")
-        raise OSError("disk full")
-    assert target.read_bytes() == b"old" and list(tmp_path.iterdir()) == [target]
+
+    def write():
+        with files.whole_file(target, True) as part:
+            part.write_bytes(b"half")
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk"):
+        write()
+    assert target.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [target]

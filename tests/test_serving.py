@@ -69,7 +69,7 @@ def test_the_config_says_what_the_file_takes_and_gives(format, size):
     expected = [[y.shape[1], *(y.shape[2:] if size else (-1, -1))] for y in outputs]
     assert [list(t.dims) for t in config.output] == expected
     assert list(config.input[0].dims) == [3, *(size or (-1, -1))]
-    names = ([f"output{k}" for k in range(5)] if format == "onnx" else [f"OUTPUT__{k}" for k in range(5)])
+    names = [f"output{k}" for k in range(5)] if format == "onnx" else [f"OUTPUT__{k}" for k in range(5)]
     assert [t.name for t in config.output] == names
     assert config.input[0].name == ("image" if format == "onnx" else "INPUT__0")
     assert config.instance_group[0].kind == ModelInstanceGroup.KIND_GPU

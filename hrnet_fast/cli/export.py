@@ -35,7 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="instead of a file: a model repository for NVIDIA Triton Inference Server")  # fmt: skip
     add("--commute-head", default="auto", choices=exporting.COMMUTE,
         help="the head's 1x1 convolution before the upsampling; auto: where that was measured to be faster")  # fmt: skip
-    add("--runtime", default=None, choices=preferences.RUNTIMES, help="that auto decides for (default: for all of them)")
+    add(
+        "--runtime", default=None, choices=preferences.RUNTIMES, help="that auto decides for (default: for all of them)"
+    )
     add("--size", default=None, metavar="HxW", help="a file for images of this size only (default: for any size)")
     add("--opset", type=int, default=onnx_file.DEFAULT_OPSET, metavar="N", help="of ONNX, 18 or newer (default: 18)")
     add("--max-batch", type=int, default=triton_server.MAX_BATCH, metavar="N",
@@ -128,7 +130,9 @@ def _print(done: exporting.Exported, arguments: argparse.Namespace) -> None:
     left = f", {recorded.unfolded} left as they are" if recorded.unfolded else ""
     table.add_row("BatchNorm", f"{recorded.folded} folded into convolutions{left}")
     moved = f"moved in {recorded.commuted}" if recorded.commuted else "where they were"
-    table.add_row("head", f"1x1 convolutions over concatenated streams: {moved} (--commute-head {arguments.commute_head})")
+    table.add_row(
+        "head", f"1x1 convolutions over concatenated streams: {moved} (--commute-head {arguments.commute_head})"
+    )
     if done.errors:
         shapes = ", ".join(f"{shape}: {error:.1e}" for shape, error in done.errors.items())
         table.add_row("checked", f"relative error of {shapes} (allowed: {check.TOLERANCE:.0e})")

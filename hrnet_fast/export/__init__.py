@@ -48,7 +48,9 @@ def choose_streams(commute_head: str, runtime: str | None = None):
     if commute_head not in COMMUTE:
         raise ValueError(f"commute_head: expected one of {', '.join(map(repr, COMMUTE))}, got {commute_head!r}")
     if runtime is not None and runtime not in preferences.RUNTIMES:
-        raise ValueError(f"runtime: expected None or one of {', '.join(map(repr, preferences.RUNTIMES))}, got {runtime!r}")
+        raise ValueError(
+            f"runtime: expected None or one of {', '.join(map(repr, preferences.RUNTIMES))}, got {runtime!r}"
+        )
     return {"on": all_streams, "off": no_streams, "auto": preferences.choice(runtime)}[commute_head]
 
 

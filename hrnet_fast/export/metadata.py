@@ -56,7 +56,9 @@ def read(path: str | PathLike) -> dict:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: there is no such file")
-    return {key: json.loads(value) for key, value in (_of_onnx(path) if path.suffix == ".onnx" else _of_pt2(path)).items()}
+    return {
+        key: json.loads(value) for key, value in (_of_onnx(path) if path.suffix == ".onnx" else _of_pt2(path)).items()
+    }
 
 
 def _of_onnx(path: Path) -> Mapping[str, str]:

@@ -7,7 +7,14 @@ import torch
 from torch import nn
 
 from hrnet_fast.models.hrnet import HRNet
-from hrnet_fast.modules import HRFPN, ExchangeUnit, PlainExchangeUnit, PlainHRFPN, PlainSegmentationHead, SegmentationHead
+from hrnet_fast.modules import (
+    HRFPN,
+    ExchangeUnit,
+    PlainExchangeUnit,
+    PlainHRFPN,
+    PlainSegmentationHead,
+    SegmentationHead,
+)
 from hrnet_fast.modules.blocks import (
     BasicBlock,
     Bottleneck,

@@ -120,7 +120,8 @@ def _check_operators(program: ExportedProgram) -> None:
     foreign = {
         str(node.target)
         for node in program.graph.nodes
-        if node.op == "call_function" and getattr(node.target, "namespace", "aten") not in ("aten", "prims", "_operator")
+        if node.op == "call_function"
+        and getattr(node.target, "namespace", "aten") not in ("aten", "prims", "_operator")
     }
     if foreign:
         raise ValueError(f"model: it calls operators that other runtimes do not have: {', '.join(sorted(foreign))}")

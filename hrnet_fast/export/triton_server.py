@@ -76,7 +76,12 @@ def save_repository(
 
 
 def config(
-    name: str, recorded: Recorded, format: str, metadata: Mapping[str, str], max_batch: int = MAX_BATCH, gpu: bool = False
+    name: str,
+    recorded: Recorded,
+    format: str,
+    metadata: Mapping[str, str],
+    max_batch: int = MAX_BATCH,
+    gpu: bool = False,
 ) -> str:
     """The text of config.pbtxt; -1 stands for a side of any length, and the batch is not written down."""
     shapes = [tuple(node.meta["val"].shape) for node in _output_nodes(recorded)]
