@@ -1,5 +1,6 @@
 """batch_ray.py with two workers on this machine: ``make ray``, outside of the default tests, because Ray is large."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -15,7 +16,8 @@ ROOT = Path(__file__).parent.parent
 
 def run(*argv):
     command = [sys.executable, str(ROOT / "examples" / "batch_ray.py"), "--model", "hrnet_w18_small_v1", *argv]
-    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, cwd=ROOT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=600, env=environment)
 
 
 def test_two_workers(tmp_path):

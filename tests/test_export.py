@@ -191,7 +191,7 @@ def test_the_preferences_are_what_was_measured():
             median = case.entry(CONTENDERS[row.streams]).speedup_over[CONTENDERS[0]].median
             assert row.gain == round(median, 2) >= 1.0
     for width in (18, 32, 48):
-        for runtime in preferences.RUNTIMES:
+        for runtime in preferences.OF_ONNX:
             assert 0 <= preferences.choice(None)(15 * width) <= preferences.choice(runtime)(15 * width)
 
 
@@ -320,3 +320,12 @@ def test_a_failure_keeps_the_old_file(tmp_path):
         write()
     assert target.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [target]
+
+
+def test_a_package_of_aotinductor(tmp_path):
+    """Compiled here, run at three sizes, one of them no multiple of anything, and read without loading it."""
+    path = tmp_path / "a.pt2"
+    done = export.save(small("segmentation-v1.1"), path, "aoti", commute_head="on")
+    assert len(done.errors) == 3
+    assert max(done.errors.values()) < 1e-4
+    assert export.read(path) == {key: json.loads(value) for key, value in done.metadata.items()}

@@ -39,8 +39,8 @@ def choose_streams(commute_head: str, runtime: str | None = None):
     Args:
         commute_head: whether heads get their 1x1 convolution before the upsampling; "auto": where that was measured to
             be faster.
-        runtime: that the file is for, one of ``preferences.RUNTIMES``; None: whichever, so that "auto" does nothing
-            that any of them would lose by.
+        runtime: that the file is for, one of ``preferences.RUNTIMES``; None: whichever of those that run ONNX, so that
+            "auto" does nothing that any of them would lose by. A runtime that was not measured gets the official order.
 
     Raises:
         ValueError: something else was given.

@@ -2,7 +2,8 @@
 
 from typing import NamedTuple
 
-RUNTIMES = ("onnxruntime", "openvino", "inductor")
+OF_ONNX = ("onnxruntime", "openvino")  # what a file of ONNX is written for where nothing is said
+RUNTIMES = (*OF_ONNX, "inductor")
 
 
 class Row(NamedTuple):
@@ -11,7 +12,7 @@ class Row(NamedTuple):
     runtime: str
     channels: int  # that the convolution over the concatenation makes: 15 times the network's width
     streams: int  # that are moved, the lowest resolutions first; 0: none
-    gain: float | None  # time of the plain export over that of this one; None: 1 by definition, or not measured
+    gain: float  # median time of the plain export over that of this one, round by round
     source: str  # the case in benchmarks/results/export/
 
 
@@ -19,8 +20,8 @@ TABLE: tuple[Row, ...] = ()
 
 
 def choice(runtime: str | None):
-    """Of the channels of a head's convolution, how many streams to move for a runtime; None: for whichever runtime."""
-    runtimes = RUNTIMES if runtime is None else (runtime,)
+    """Of the channels of a head's convolution, how many streams to move for a runtime; None: whichever runs ONNX."""
+    runtimes = OF_ONNX if runtime is None else (runtime,)
 
     def streams(channels: int) -> int:
         return min(_streams(name, channels) for name in runtimes)
