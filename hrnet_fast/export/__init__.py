@@ -105,6 +105,8 @@ def save(
         raise ValueError(f"path: expected a name that ends in {FORMATS[format]} for the format {format!r}, got {path}")
     choose = choose_streams(commute_head, runtime or (None if format == "onnx" else "inductor"))
     files.check_free(path, force)
+    if format == "onnx":
+        onnx_file.require(opset, check)
     recorded = record(model, choose, size)
     return save_recorded(model, recorded, path, format, opset, describe(model, recorded, mean, std, name), force, check)
 

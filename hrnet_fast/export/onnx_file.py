@@ -19,6 +19,14 @@ DEFAULT_OPSET = 18
 _SIDES = ("batch", "height", "width")  # of the input's dimensions 0, 2 and 3
 
 
+def require(opset: int, check: bool = False) -> None:
+    """Raises what ``write`` would, and what checking the file would, before minutes were spent on a recording."""
+    if not OPSETS[0] <= opset <= OPSETS[1]:
+        raise ValueError(f"opset {opset}: expected {OPSETS[0]} to {OPSETS[1]}")
+    for name in ("onnx", "onnxscript", *(("onnxruntime",) if check else ())):
+        needed(name)
+
+
 def write(recorded: Recorded, path: Path, metadata: Mapping[str, str], opset: int = DEFAULT_OPSET) -> Counter:
     """Writes a file of ONNX; how often each operator is in it.
 
@@ -26,10 +34,8 @@ def write(recorded: Recorded, path: Path, metadata: Mapping[str, str], opset: in
         ImportError: a package that is needed is missing.
         ValueError: an opset that cannot be written, or a network that needs operators beyond ONNX's own.
     """
-    if not OPSETS[0] <= opset <= OPSETS[1]:
-        raise ValueError(f"opset {opset}: expected {OPSETS[0]} to {OPSETS[1]}")
+    require(opset)
     onnx = needed("onnx")
-    needed("onnxscript")
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -16,7 +16,12 @@ class Row(NamedTuple):
     source: str  # the case in benchmarks/results/export/
 
 
-TABLE: tuple[Row, ...] = ()
+TABLE: tuple[Row, ...] = (
+    Row("onnxruntime", 270, 2, 1.01, "export-w18-512x512-onnxruntime"),
+    Row("onnxruntime", 720, 3, 1.22, "export-w48-512x512-onnxruntime"),
+    Row("openvino", 270, 2, 1.02, "export-w18-512x512-openvino"),
+    Row("openvino", 720, 3, 1.08, "export-w48-512x512-openvino"),
+)
 
 
 def choice(runtime: str | None):

@@ -64,6 +64,10 @@ def save_repository(
         raise ValueError(f"max_batch: expected at least 1, got {max_batch}")
     path = Path(folder) / name
     files.check_free(path, force)
+    if path.exists() and not (path / CONFIG).is_file():
+        raise FileExistsError(f"{path}: is something else than a model of the server, and is not replaced")
+    if format == "onnx":
+        onnx_file.require(opset, check)
     runtime = "onnxruntime" if format == "onnx" else "inductor"
     recorded = record(model, export.choose_streams(commute_head, runtime), size)
     metadata = describe(model, recorded, mean, std, None)
