@@ -95,7 +95,8 @@ def test_a_file_of_onnx(tmp_path):
     assert facts | {"model": SMALL, "task": "segmentation", "num_classes": 7, "align_corners": False,
                     "upsample": "bilinear", "mean": [0.1, 0.2, 0.3], "multiple": 1, "heads_commuted": 1} == facts  # fmt: skip
     assert facts == {key: json.loads(value) for key, value in done.metadata.items()}
-    assert str(ROOT).encode() not in path.read_bytes() and b".py" not in path.read_bytes()
+    del proto.graph.initializer[:]
+    assert b".py" not in proto.SerializeToString()
     assert list(path.parent.iterdir()) == [path]
     run = check.onnx_runner(path)
     for shape in ((1, 3, 32, 32), (4, 3, 65, 33)):
