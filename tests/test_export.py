@@ -78,6 +78,7 @@ def test_onnx_of_tasks(task, tmp_path):
     done = export.save(ours(task), tmp_path / "a.onnx", commute_head="on")
     assert "BatchNormalization" not in operators(tmp_path / "a.onnx")
     assert max(done.errors.values()) < 1e-4
+    assert done.recorded.unfolded == 0
     assert done.recorded.outputs == {"segmentation_ocr": ["auxiliary", "logits"], "pose": ["heatmaps"]}[task]
 
 

@@ -13,7 +13,7 @@ from hrnet_fast.folding import fold
 
 _ATEN = torch.ops.aten
 _CONV, _NORM, _CAT = _ATEN.conv2d.default, _ATEN.batch_norm.default, _ATEN.cat.default
-_ADD, _DROPOUT = _ATEN.add.Tensor, _ATEN.dropout.default
+_ADD, _DROPOUT, _SIZE = _ATEN.add.Tensor, _ATEN.dropout.default, _ATEN.sym_size.int
 _FEATURE_DROPOUT = _ATEN.feature_dropout.default
 _UPSAMPLINGS = (_ATEN.upsample_bilinear2d.vec, _ATEN.upsample_nearest2d.vec)
 
@@ -35,7 +35,10 @@ def fold_norms(graph: fx.GraphModule) -> int:
     count = 0
     for node in _calls(graph, _NORM):
         conv_node = node.args[0]
-        if not _is_call(conv_node, _CONV) or len(conv_node.users) != 1 or node.args[5]:
+        # the sizes of a convolution's result are those of the norm's, too
+        if not _is_call(conv_node, _CONV) or node.args[5]:
+            continue
+        if any(user is not node and not _is_call(user, _SIZE) for user in conv_node.users):
             continue
         conv = read_conv(conv_node)
         values = [None if a is None else constant(graph, a) for a in (conv.weight, conv.bias, *node.args[1:5])]
@@ -47,6 +50,7 @@ def fold_norms(graph: fx.GraphModule) -> int:
             new = _insert_conv(graph, conv, conv.input, weight, bias, f"folded_{count}", conv_node.meta)
         node.replace_all_uses_with(new)
         graph.graph.erase_node(node)
+        conv_node.replace_all_uses_with(new)
         graph.graph.erase_node(conv_node)
         count += 1
     _clean(graph)
