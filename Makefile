@@ -5,6 +5,7 @@
 #   make bench    a network on a photograph            make bench ARGS="--dtype bfloat16"
 #   make gpu      tests and timings on a GPU           make gpu PART=op RESULTS=DIR
 #   make lint     what CI checks besides               make format  rewrites what lint complains about
+#   make ray      the example for Ray Data, two workers
 #   make docs     docs/_build/html                     warnings are errors
 #   make wheel    dist/*.whl                           make clean   removes what was built here, not .venv
 TORCH ?= torch==2.13.0
@@ -28,7 +29,7 @@ BUILT_FROM := setup.py pyproject.toml $(shell find csrc -type f)
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 BIN = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('scripts'))")
 
-.PHONY: test bench gpu lint format docs wheel clean always
+.PHONY: test bench gpu ray lint format docs wheel clean always
 
 test: .make/package
 	$(PYTHON) -m pytest $(ARGS)
@@ -42,6 +43,11 @@ bench: .make/package
 RESULTS ?= benchmarks/results/gpu
 gpu:
 	$(or $(GPU_PYTHON),$(BASE_PYTHON)) -m benchmarks.gpu $(addprefix --part ,$(PART)) --results $(RESULTS)
+
+# Not a part of `make test`: Ray is large, and takes long to start.
+ray: .make/package
+	$(PYTHON) -m pip install --quiet --no-build-isolation --constraint .make/constraint --editable ".[ray]"
+	$(PYTHON) -m pytest examples/test_batch_ray.py $(ARGS)
 
 lint: .make/tools
 	$(BIN)/ruff check .
