@@ -50,10 +50,10 @@ def fold(
     if beta is not None:
         shift = shift + beta.to(wide)
     folded = weight.to(wide) * scale.reshape(-1, *[1] * (weight.dim() - 1))
-    return _rounded(folded, weight.dtype), shift.to(weight.dtype)
+    return rounded(folded, weight.dtype), shift.to(weight.dtype)
 
 
-def _rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
+def rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """The weight [O, ...] in another dtype; in half precision with errors that cancel in each output channel.
 
     What comes in follows a ReLU and has a mean above 0, which multiplies the sum of the errors. So of the weights that

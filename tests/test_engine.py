@@ -12,7 +12,7 @@ from torch import nn
 
 import hrnet_fast as hf
 from hrnet_fast import engine
-from hrnet_fast.engine import planned
+from hrnet_fast.engine import planned, torch_modules
 from hrnet_fast.models import randomize
 from hrnet_fast.tolerances import MODEL, relative_error
 
@@ -250,6 +250,27 @@ def test_a_cpu_without_the_kernels(monkeypatch):
     optimized = hf.optimize(model, x)
     assert optimized.engine == "modules" and "AVX-512" in optimized.reason
     assert max(errors(optimized(x), model, x)) < 1e-5
+
+
+class Together:
+    """In the place of Branches: keeps what it was asked to run together."""
+
+    def __init__(self):
+        self.counts = []
+
+    def run(self, functions):
+        self.counts.append(len(functions))
+        return [function() for function in functions]
+
+
+@pytest.mark.parametrize("name", ["ours", "classification", "mmseg", "simple-hrnet"])
+def test_branches_run_together(name):
+    model = network() if name == "ours" else FAMILIES[name].make()
+    x, together = image((64, 96)), Together()
+    modules = torch_modules.TorchModules(model, torch.float32, True, branches=together)
+    assert max(errors(modules(x), model, x)) < 1e-5
+    assert together.counts == [2, 3, 4]
+    assert modules.exchanges() == 3
 
 
 class Reused(nn.Module):

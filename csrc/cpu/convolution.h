@@ -11,7 +11,9 @@ namespace hrnet_fast {
 constexpr int kMaxSources = 4;
 constexpr int64_t kChannelBlock = 6;  // output channels whose weights lie together: 18, 36, 48, 72, 96 are multiples
 
-enum class Algorithm { kDirect, kWinograd2, kWinograd4 };  // Winograd: output tiles of 2x2 or 4x4 pixels
+// Winograd: output tiles of 2x2 or 4x4 pixels. Pairs: direct, two bfloat16 channels a multiplication.
+enum class Algorithm { kDirect, kWinograd2, kWinograd4, kPairs };
+constexpr bool is_winograd(Algorithm a) { return a == Algorithm::kWinograd2 || a == Algorithm::kWinograd4; }
 
 struct Planes {  // [n, channels, h, w], rows and planes dense
   const void* data = nullptr;
@@ -41,6 +43,7 @@ int64_t packed_weight_size(Algorithm algorithm, int64_t c_out, int64_t c_in, int
 void pack_weights(Algorithm algorithm, const float* weight, int64_t c_out, int64_t c_in, int kernel, float* packed);
 
 // Convolutions that do not depend on each other, shared out among the threads together.
+// The first one has no pairs.
 void convolve_avx512(const Convolution* convolutions, int count);
 void convolve_avx512_bf16(const Convolution* convolutions, int count);
 

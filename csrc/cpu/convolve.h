@@ -44,7 +44,12 @@ class Convolve {
       switch (c.q->algorithm) {
         case Algorithm::kWinograd4: winograd<Winograd<Q, T, 4>>(c, task); break;
         case Algorithm::kWinograd2: winograd<Winograd<Q, T, 2>>(c, task); break;
-        default: direct(c, task);
+        case Algorithm::kPairs:
+#ifdef HRNET_FAST_HAS_BF16_INSTRUCTIONS
+          if constexpr (std::is_same<T, BFloat16>::value) direct<Direct<Q, T, true>>(c, task);
+#endif
+          break;
+        default: direct<Direct<Q, T>>(c, task);
       }
     }
   }
@@ -56,8 +61,8 @@ class Convolve {
     W::run(*c.q, first, static_cast<int>(last - first), blocks * part / c.parts, blocks * (part + 1) / c.parts);
   }
 
+  template <class D>
   static void direct(const Cut& c, int64_t task) {
-    using D = Direct<Q, T>;
     const int64_t part = task % c.parts, tile = task / c.parts, image = tile / (c.down * c.across);
     const int64_t y = tile / c.across % c.down * c.rows, x = tile % c.across * c.columns;
     const int64_t height = D::height(*c.q), width = D::width(*c.q), blocks = ceil_div(c.q->c_out, kChannelBlock);
@@ -72,6 +77,7 @@ class Convolve {
     switch (q.algorithm) {
       case Algorithm::kWinograd4: return tiles * (36 * pairs + 250 * channels);
       case Algorithm::kWinograd2: return tiles * (16 * pairs + 80 * channels);
+      case Algorithm::kPairs: return static_cast<double>(q.kernel) * q.kernel * pairs * q.n * q.h_out * q.w_out / 2;
       default: return static_cast<double>(q.kernel) * q.kernel * pairs * q.n * q.h_out * q.w_out;
     }
   }
@@ -80,7 +86,7 @@ class Convolve {
   }
 
   static Cut cut_of(const Convolution& q, double share) {
-    return q.algorithm == Algorithm::kDirect ? cut_direct(q, share) : cut_winograd(q, share);
+    return is_winograd(q.algorithm) ? cut_winograd(q, share) : cut_direct(q, share);
   }
 
   static Cut cut_winograd(const Convolution& q, double share) {
@@ -102,14 +108,20 @@ class Convolve {
     const int64_t height = D::height(q), width = D::width(q), blocks = ceil_div(q.c_out, kChannelBlock);
     const double pixel = work(q) / (static_cast<double>(q.n) * height * width);
     int64_t columns = width, rows = height;
+    // Each task reads the weights of its channels. Of small images with many channels these are more than the pixels:
+    // then the channels are shared out, and each task copies the same panel.
+    const int64_t weights = q.c_out * q.c_in * q.kernel * q.kernel * static_cast<int64_t>(sizeof(float));
+    const bool by_channel =
+        weights > D::panel_bytes(q, rows, columns) && D::panel_bytes(q, rows, columns) < 2 * kPanelBytes;
     const auto large = [&] {
+      if (by_channel) return false;
       return D::panel_bytes(q, rows, columns) > kPanelBytes || pixel * rows * columns > share / 2;
     };
     while (rows > 1 && large()) rows = (rows + 1) / 2;
     while (columns > 4 * Q::L && large()) columns = round_up(columns / 2, 4 * Q::L);
     const int64_t down = ceil_div(height, rows), across = ceil_div(width, columns);
     const double cost = pixel * rows * columns;
-    const int64_t wanted = static_cast<int64_t>(cost / share + 0.5);
+    const int64_t wanted = static_cast<int64_t>((by_channel ? 2 : 1) * cost / share + 0.5);
     const int64_t parts = wanted < 1 ? 1 : wanted > blocks ? blocks : wanted;
     return {&q, q.n * down * across * parts, 0, 0, parts, rows, columns, down, across, cost / parts};
   }

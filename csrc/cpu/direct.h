@@ -6,7 +6,10 @@
 // planes of their own (phases), so that sixteen outputs read sixteen neighbours. Then registers of six channels by four
 // times sixteen pixels go through all taps and input channels.
 
-template <class Q, class T>
+//
+// With PAIRS an element of the panel holds two bfloat16 channels, and an instruction multiplies both.
+
+template <class Q, class T, bool PAIRS = false>
 class Direct {
   using V = typename Q::V;
   static constexpr int64_t L = Q::L;
@@ -29,10 +32,11 @@ class Direct {
   static int64_t panel_bytes(const Convolution& q, int64_t rows, int64_t columns) {
     const int64_t reach = (q.kernel - 1) / q.stride;
     const int64_t channel = q.stride * q.stride * (rows + reach) * (columns + reach) + L;
-    return q.c_in * channel * static_cast<int64_t>(sizeof(float));
+    return depth(q) * channel * static_cast<int64_t>(sizeof(float));
   }
 
  private:
+  static int64_t depth(const Convolution& q) { return PAIRS ? ceil_div(q.c_in, 2) : q.c_in; }  // of the panel
   const Convolution& q_;
   const int64_t image_, y0_, x0_, rows_, columns_, h_, w_;
   const int64_t pitch_, phase_, channel_;  // elements of the panel from row to row, plane to plane, channel to channel
@@ -50,78 +54,102 @@ class Direct {
         pitch_(columns_ + (q.kernel - 1) / q.stride),
         phase_(pitch_ * (rows_ + (q.kernel - 1) / q.stride)),
         channel_(phase_ * q.stride * q.stride + L) {
-    panel_ = static_cast<float*>(scratch(0, (q.c_in * channel_ + 4 * L) * sizeof(float)));
+    panel_ = static_cast<float*>(scratch(0, (depth(q) * channel_ + 4 * L) * sizeof(float)));
     float* to = panel_;
     for (int s = 0; s < q.sources; ++s) {
       const T* from = static_cast<const T*>(q.source[s].data) + image * q.source[s].image_stride;
-      for (int64_t c = 0; c < q.source[s].channels; ++c, from += h_ * w_, to += channel_) copy(from, to);
+      constexpr int64_t step = PAIRS ? 2 : 1;
+      for (int64_t c = 0; c < q.source[s].channels; c += step, from += step * h_ * w_, to += channel_)
+        copy(from, PAIRS && c + 1 < q.source[s].channels ? from + h_ * w_ : nullptr, to);
     }
   }
 
-  void copy(const T* plane, float* to) const {
+  // One plane, or a pair of which the second may be missing.
+  void copy(const T* plane, const T* second, float* to) const {
     const int64_t pad = q_.kernel / 2, rows = phase_ / pitch_;
     for (int phase = 0; phase < q_.stride; ++phase)
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t y = q_.stride * (y0_ + r) + phase - pad;
         float* row = to + phase * q_.stride * phase_ + r * pitch_;
-        const T* source = y >= 0 && y < h_ ? plane + y * w_ : nullptr;
-        q_.stride == 1 ? copy_row(source, x0_ - pad, row) : copy_row_split(source, 2 * x0_ - pad, row, row + phase_);
+        const bool inside = y >= 0 && y < h_;
+        const T *a = inside ? plane + y * w_ : nullptr, *b = inside && second ? second + y * w_ : nullptr;
+        q_.stride == 1 ? copy_row(a, b, x0_ - pad, row) : copy_row_split(a, b, 2 * x0_ - pad, row, row + phase_);
       }
   }
-  void copy_row(const T* source, int64_t x, float* row) const {
-    for (int64_t i = 0; i < pitch_; i += L, x += L) {
-      const auto inside = source == nullptr ? Q::mask(0, 0) : Q::mask(-x, w_ - x);
-      const T* p = (source == nullptr ? first() : source) + x;
-      __builtin_prefetch(p + kAhead * h_ * w_);
-      Q::store(row + i, Q::mask(0, pitch_ - i), Q::load(p, inside));
+  // Sixteen elements from column x on; without a row, and outside of it, zeros.
+  V load(const T* row, const T* second, int64_t x) const {
+    if (row == nullptr) return V::zero();
+    const auto inside = Q::mask(-x, w_ - x);
+    __builtin_prefetch(row + x + kAhead * h_ * w_);
+    if constexpr (PAIRS) {
+      if (second) __builtin_prefetch(second + x + kAhead * h_ * w_);
+      return Q::load_pairs(row + x, second ? second + x : nullptr, inside);
+    } else {
+      return Q::load(row + x, inside);
     }
   }
-  void copy_row_split(const T* source, int64_t x, float* even, float* odd) const {
+  void copy_row(const T* a, const T* b, int64_t x, float* row) const {
+    for (int64_t i = 0; i < pitch_; i += L, x += L) Q::store(row + i, Q::mask(0, pitch_ - i), load(a, b, x));
+  }
+  void copy_row_split(const T* a, const T* b, int64_t x, float* even, float* odd) const {
     for (int64_t i = 0; i < pitch_; i += L, x += 2 * L) {
-      const auto low = source == nullptr ? Q::mask(0, 0) : Q::mask(-x, w_ - x);
-      const auto high = source == nullptr ? Q::mask(0, 0) : Q::mask(-x - L, w_ - x - L);
-      const T* p = (source == nullptr ? first() : source) + x;
-      __builtin_prefetch(p + kAhead * h_ * w_);
-      __builtin_prefetch(p + kAhead * h_ * w_ + L);
-      V a, b;
-      Q::deinterleave(Q::load(p, low), Q::load(p + L, high), a, b);
-      Q::store(even + i, Q::mask(0, pitch_ - i), a);
-      Q::store(odd + i, Q::mask(0, pitch_ - i), b);
+      V first, second;
+      Q::deinterleave(load(a, b, x), load(a, b, x + L), first, second);
+      Q::store(even + i, Q::mask(0, pitch_ - i), first);
+      Q::store(odd + i, Q::mask(0, pitch_ - i), second);
     }
   }
-  const T* first() const { return static_cast<const T*>(q_.source[0].data); }
 
   void channels(int64_t from, int64_t to) const {
-    const int64_t across = ceil_div(columns_, L), count = rows_ * across;
+    // of narrow images a register takes several rows as they lie in the panel, with what is between them
+    const int64_t by_row = rows_ * ceil_div(columns_, L), joined = ceil_div(rows_ * pitch_, L);
+    const Cover cover = {joined < by_row, ceil_div(columns_, L)};
+    const int64_t count = cover.joined ? joined : by_row;
     for (int64_t block = from; block < to; ++block)
       for (int64_t i = 0; i < count; i += kMost) {
         switch (count - i < kMost ? count - i : kMost) {
-          case 1: pixels<1>(block, i, across); break;
-          case 2: pixels<2>(block, i, across); break;
-          case 3: pixels<3>(block, i, across); break;
-          default: pixels<4>(block, i, across);
+          case 1: pixels<1>(block, i, cover); break;
+          case 2: pixels<2>(block, i, cover); break;
+          case 3: pixels<3>(block, i, cover); break;
+          default: pixels<4>(block, i, cover);
         }
       }
   }
 
+  static V multiply_add(V factor, V in, V sum) {
+    if constexpr (PAIRS)
+      return Q::dot_pairs(factor, in, sum);
+    else
+      return V::fma(factor, in, sum);
+  }
+
+  struct Cover {  // which pixels a register of outputs holds
+    bool joined;
+    int64_t across;  // registers of a row, where they are not joined
+  };
+
   template <int B>
-  void pixels(int64_t block, int64_t first, int64_t across) const {
+  void pixels(int64_t block, int64_t first, const Cover& cover) const {
     V sum[kChannelBlock][B];
     const float* at[B];
     for (int o = 0; o < kChannelBlock; ++o)
       for (int b = 0; b < B; ++b) sum[o][b] = V::zero();
-    for (int b = 0; b < B; ++b) at[b] = panel_ + (first + b) / across * pitch_ + (first + b) % across * L;
-    const float* weight = q_.weight + block * q_.kernel * q_.kernel * q_.c_in * kChannelBlock;
+    for (int b = 0; b < B; ++b) {
+      const int64_t i = first + b;
+      at[b] = panel_ + (cover.joined ? i * L : i / cover.across * pitch_ + i % cover.across * L);
+    }
+    const int64_t channels = depth(q_);
+    const float* weight = q_.weight + block * q_.kernel * q_.kernel * channels * kChannelBlock;
     for (int ky = 0; ky < q_.kernel; ++ky)
       for (int kx = 0; kx < q_.kernel; ++kx) {
         const int s = q_.stride;
         int64_t offset = (ky % s * s + kx % s) * phase_ + ky / s * pitch_ + kx / s;
-        for (int64_t c = 0; c < q_.c_in; ++c, offset += channel_, weight += kChannelBlock) {
+        for (int64_t c = 0; c < channels; ++c, offset += channel_, weight += kChannelBlock) {
           V in[B];
           for (int b = 0; b < B; ++b) in[b] = V::load(at[b] + offset);
           for (int o = 0; o < kChannelBlock; ++o) {
             const V factor = V::set1(weight[o]);
-            for (int b = 0; b < B; ++b) sum[o][b] = V::fma(factor, in[b], sum[o][b]);
+            for (int b = 0; b < B; ++b) sum[o][b] = multiply_add(factor, in[b], sum[o][b]);
           }
         }
       }
@@ -129,17 +157,26 @@ class Direct {
       const int64_t channel = block * kChannelBlock + o;
       if (channel >= q_.c_out) break;
       const V bias = V::set1(q_.bias[channel]);
-      const int64_t plane = channel * q_.h_out * q_.w_out;
       for (int b = 0; b < B; ++b) {
-        const int64_t x = (first + b) % across * L, y = y0_ + (first + b) / across;
-        const auto mask = Q::mask(0, columns_ - x);
-        const int64_t at = plane + y * q_.w_out + x0_ + x;
-        V out = sum[o][b] + bias;
-        if (q_.residual.data)
-          out = out + Q::load(static_cast<const T*>(q_.residual.data) + image_ * q_.residual.image_stride + at, mask);
-        if (channel >= q_.relu_from) out = out.relu();
-        Q::store(static_cast<T*>(const_cast<void*>(q_.output.data)) + image_ * q_.output.image_stride + at, mask, out);
+        const V out = sum[o][b] + bias;
+        if (cover.joined) {
+          const int64_t begin = (first + b) * L;
+          for (int64_t row = begin / pitch_; row < rows_ && row * pitch_ < begin + L; ++row)
+            store(channel, row, begin - row * pitch_, out);
+        } else {
+          store(channel, (first + b) / cover.across, (first + b) % cover.across * L, out);
+        }
       }
     }
+  }
+
+  // Lane l of `out` is column x + l of a row of the task; lanes outside of it are for others.
+  void store(int64_t channel, int64_t row, int64_t x, V out) const {
+    const auto mask = Q::mask(-x, columns_ - x);
+    const int64_t at = (channel * q_.h_out + y0_ + row) * q_.w_out + x0_ + x;
+    if (q_.residual.data)
+      out = out + Q::load(static_cast<const T*>(q_.residual.data) + image_ * q_.residual.image_stride + at, mask);
+    if (channel >= q_.relu_from) out = out.relu();
+    Q::store(static_cast<T*>(const_cast<void*>(q_.output.data)) + image_ * q_.output.image_stride + at, mask, out);
   }
 };

@@ -71,16 +71,19 @@ Convolution read_convolution(Reader& in) {
   q.kernel = static_cast<int>(in.next()), q.stride = static_cast<int>(in.next());
   q.relu_from = in.next();
   q.sources = static_cast<int>(in.next());
-  const bool winograd = q.algorithm != Algorithm::kDirect;
+  const bool winograd = is_winograd(q.algorithm), pairs = q.algorithm == Algorithm::kPairs;
   STD_TORCH_CHECK(q.n > 0 && q.h > 0 && q.w > 0 && q.c_out > 0 && q.kernel % 2 == 1 && q.kernel > 0 && q.kernel < 16 &&
                       (q.stride == 1 || q.stride == 2) && q.sources >= 1 && q.sources <= kMaxSources &&
-                      (!winograd || (q.kernel == 3 && q.stride == 1 && q.sources == 1 &&
-                                     (q.algorithm == Algorithm::kWinograd2 || q.algorithm == Algorithm::kWinograd4))),
+                      (winograd || pairs || q.algorithm == Algorithm::kDirect) &&
+                      (!winograd || (q.kernel == 3 && q.stride == 1 && q.sources == 1)) &&
+                      (!pairs || (q.dtype == DType::kBFloat16 && has_pairs())),
                   "run_program: a convolution that the kernels do not know");
   q.h_out = (q.h - 1) / q.stride + 1, q.w_out = (q.w - 1) / q.stride + 1;
   const int64_t itemsize = element_size(q.dtype);
   for (int s = 0; s < q.sources; ++s) {
     q.source[s] = in.planes(q.n, q.h, q.w, itemsize);
+    STD_TORCH_CHECK(!pairs || s + 1 == q.sources || q.source[s].channels % 2 == 0,
+                    "run_program: pairs of channels of two images");
     q.c_in += q.source[s].channels;
   }
   q.output = in.planes(q.n, q.h_out, q.w_out, itemsize);
@@ -188,8 +191,8 @@ void pack_convolution(Tensor weight, int64_t algorithm, Tensor packed) {
   const auto a = static_cast<Algorithm>(algorithm);
   STD_TORCH_CHECK(weight.dim() == 4 && weight.scalar_type() == ScalarType::Float && weight.is_contiguous() &&
                       packed.scalar_type() == ScalarType::Float && packed.is_contiguous() &&
-                      weight.size(2) == weight.size(3) && algorithm >= 0 && algorithm <= 2 &&
-                      (algorithm == 0 || weight.size(2) == 3),
+                      weight.size(2) == weight.size(3) && algorithm >= 0 && algorithm <= 3 &&
+                      (!is_winograd(a) || weight.size(2) == 3),
                   "pack_convolution: expected dense float32 weights [c_out, c_in, k, k]");
   const int64_t size = packed_weight_size(a, weight.size(0), weight.size(1), static_cast<int>(weight.size(2)));
   STD_TORCH_CHECK(packed.numel() == size, "pack_convolution: expected room for ", size, " numbers");
@@ -201,6 +204,8 @@ int64_t packed_convolution_size(int64_t algorithm, int64_t c_out, int64_t c_in, 
   return packed_weight_size(static_cast<Algorithm>(algorithm), c_out, c_in, static_cast<int>(kernel));
 }
 
+bool has_bfloat16_pairs() { return has_pairs(); }
+
 std::string why_not_program() { return why_not_convolve() == nullptr ? "" : why_not_convolve(); }
 
 }  // namespace
@@ -211,6 +216,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hrnet_fast, m) {
   m.def("pack_convolution(Tensor weight, int algorithm, Tensor(a!) packed) -> ()");
   m.def("packed_convolution_size(int algorithm, int c_out, int c_in, int kernel) -> int");
   m.def("why_not_program() -> str");
+  m.def("has_bfloat16_pairs() -> bool");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
@@ -220,5 +226,6 @@ STABLE_TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(hrnet_fast, CompositeExplicitAutograd, m) {
   m.impl("packed_convolution_size", TORCH_BOX(hrnet_fast::packed_convolution_size));
+  m.impl("has_bfloat16_pairs", TORCH_BOX(hrnet_fast::has_bfloat16_pairs));
   m.impl("why_not_program", TORCH_BOX(hrnet_fast::why_not_program));
 }

@@ -66,4 +66,19 @@ struct QuadsAvx512 {
     even.v = _mm512_permutex2var_ps(a.v, pick, b.v);
     odd.v = _mm512_permutex2var_ps(a.v, _mm512_add_epi32(pick, _mm512_set1_epi32(1)), b.v);
   }
+#ifdef HRNET_FAST_HAS_BF16_INSTRUCTIONS
+  // Lane by lane two bfloat16 numbers as the bits of a float: of a the lower ones, of b (which may be null) the upper.
+  static V load_pairs(const BFloat16* a, const BFloat16* b, Mask m) {
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, a));
+    if (b == nullptr) return {_mm512_castsi512_ps(low)};
+    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, b));
+    return {_mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)))};
+  }
+  static V dot_pairs(V a, V b, V sum) {
+    __m512bh x, y;
+    std::memcpy(&x, &a, sizeof(x));
+    std::memcpy(&y, &b, sizeof(y));
+    return {_mm512_dpbf16_ps(sum.v, x, y)};
+  }
+#endif
 };

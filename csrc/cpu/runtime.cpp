@@ -96,7 +96,8 @@ const Level levels[] = {
                           // best first
 #if defined(__x86_64__)
     {"amx", exchange_amx, backward_avx512, convolve_avx512_bf16, norm_avx512, argmax_avx512, has_amx},
-    {"avx512_bf16", exchange_avx512_bf16, backward_avx512, convolve_avx512_bf16, norm_avx512, argmax_avx512, has_avx512_bf16},
+    {"avx512_bf16", exchange_avx512_bf16, backward_avx512, convolve_avx512_bf16, norm_avx512, argmax_avx512,
+     has_avx512_bf16},
     {"avx512", exchange_avx512, backward_avx512, convolve_avx512, norm_avx512, argmax_avx512, has_avx512},
     {"avx2", exchange_avx2, backward_avx2, nullptr, norm_avx2, argmax_avx2, has_avx2},
 #endif
@@ -131,6 +132,8 @@ void run_backward(const BackwardProblem& problem) { level().backward(problem); }
 const char* why_not_convolve() {
   return level().convolve == nullptr ? "planned convolutions need AVX-512 (F, BW, DQ, VL)" : nullptr;
 }
+
+bool has_pairs() { return level().convolve == convolve_avx512_bf16; }
 
 void run_convolve(const Convolution* convolutions, int count) {
   if (why_not_convolve() != nullptr) throw std::runtime_error(why_not_convolve());

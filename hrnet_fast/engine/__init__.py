@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hrnet_fast.engine import planned, torch_modules
+from hrnet_fast.engine.cuda_streams import Branches
 from hrnet_fast.engine.tape import NotPlannable
 
 __all__ = ["OptimizedModel", "optimize"]
@@ -43,7 +44,8 @@ def optimize(
         dtype: that the network computes in and returns: float32, bfloat16 or float16; None: that of the parameters.
         memory_format: that the network computes in; "auto": the fastest. torch.channels_last keeps to torch's operators.
         cuda_graph: on GPUs, whether a CUDA graph is recorded for each shape; "auto": yes.
-        streams: on GPUs, whether the branches of a stage run side by side; "auto": where it was measured to be faster.
+        streams: on GPUs, whether the branches of a stage run side by side; "auto": not, since
+            it has not been measured yet where that pays.
         winograd: on CPUs, whether 3x3 convolutions may be computed by Winograd's algorithm with tiles of 4x4 or 2x2,
             which needs a fourth of the multiplications and rounds differently: errors against float64 grow about five
             times, to about 2e-6 for a whole network in float32.
@@ -180,7 +182,11 @@ def _start(model: nn.Module, shape: tuple[int, ...], settings: dict[str, Any]) -
         except NotPlannable as error:
             reason = str(error)
     _LOG.info("the network is not planned: %s", reason)
-    modules = torch_modules.TorchModules(model, dtype, layout is not False)
+    on_gpu = device.type == "cuda"
+    graphs = settings["max_shapes"] if on_gpu and settings["cuda_graph"] is not False else 0
+    # "auto" is no: nobody has measured yet where it pays
+    branches = Branches() if on_gpu and settings["streams"] is True else None
+    modules = torch_modules.TorchModules(model, dtype, layout is not False, graphs, branches)
     if modules.exchanges() == 0:
         raise ValueError(_NOTHING)
     return "modules", reason, modules

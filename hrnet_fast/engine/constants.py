@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.engine.graph import Weight
-from hrnet_fast.engine.lowering import Convolution, Exchange
+from hrnet_fast.engine.lowering import PAIRS, Convolution, Exchange
+from hrnet_fast.folding import rounded
 
 ALIGNMENT = 64
 
@@ -39,7 +40,8 @@ class Constants:
         size = torch.ops.hrnet_fast.packed_convolution_size(op.algorithm, c_out, c_in, op.kernel)
 
         def fill_weight(to: Tensor) -> None:
-            weight = torch.cat([torch.cat([w.kernel() for w in block], 1) for block in parts]).contiguous()
+            weight = torch.cat([torch.cat([w.kernel() for w in block], 1) for block in parts])
+            weight = rounded(weight, torch.bfloat16).float() if op.algorithm == PAIRS else weight.contiguous()
             torch.ops.hrnet_fast.pack_convolution(weight, op.algorithm, to.view(torch.float32))
 
         def fill_bias(to: Tensor) -> None:

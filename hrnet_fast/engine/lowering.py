@@ -8,7 +8,7 @@ from hrnet_fast.engine.graph import Call, Conv, Step, Sum, Weight
 from hrnet_fast.engine.tape import NotPlannable, Tape, Value
 
 MAX_SOURCES, MAX_CONVOLUTIONS = 4, 16  # kMaxSources and kMaxConvolutions of csrc/cpu/convolution.h
-DIRECT, WINOGRAD2, WINOGRAD4 = 0, 1, 2  # Algorithm of csrc/cpu/convolution.h
+DIRECT, WINOGRAD2, WINOGRAD4, PAIRS = 0, 1, 2, 3  # Algorithm of csrc/cpu/convolution.h
 READING = 2.4  # reading a weight from memory, in multiply-adds of a register: 25 GB/s beside 490 GFLOP/s
 
 
@@ -95,23 +95,24 @@ class Lowered:
     values: dict[Value, Buffer] = field(default_factory=dict)  # results of TorchCalls
 
 
-def lower(tape: Tape, steps: list[Step], winograd: bool = True) -> Lowered:
+def lower(tape: Tape, steps: list[Step], winograd: bool = True, pairs: bool = False) -> Lowered:
     """The operations of a network, in steps.
 
     Args:
         tape: the recorded network.
         steps: what ``graph.build`` made of it.
         winograd: whether 3x3 convolutions of stride 1 may be computed by Winograd's algorithm.
+        pairs: whether there are instructions that multiply two bfloat16 channels at once.
 
     Raises:
         NotPlannable: an image is not four-dimensional, or a sum has too many terms.
     """
-    return _Lowering(tape, winograd).run(steps)
+    return _Lowering(tape, winograd, pairs).run(steps)
 
 
 class _Lowering:
-    def __init__(self, tape: Tape, winograd: bool):
-        self._tape, self._winograd = tape, winograd
+    def __init__(self, tape: Tape, winograd: bool, pairs: bool):
+        self._tape, self._winograd, self._pairs = tape, winograd, pairs
         self._images: dict[Value, Image] = {}
         self._results: dict[Value, Buffer] = {}  # of TorchCalls
         self._operations: list[Operation] = []
@@ -183,7 +184,7 @@ class _Lowering:
             residual = total if total is not None else identities.pop(0) if identities else None
             last = k == len(groups) - 1 and not exchanged
             total = output if last else self._new(step.output.shape)
-            self._convolution(group, total, residual, step.relu and last)
+            self._convolution(group, total, residual, step.relu and last, exchanged)
         if not exchanged:
             return None
         inputs = [(image, None) for image in ([] if total is None else [total]) + identities]
@@ -191,7 +192,7 @@ class _Lowering:
             image = self._image(up.value)
             if up.weight is not None:
                 low = self._new((*up.value.shape[:1], up.weight.shape[0], *up.value.shape[2:]))
-                self._convolution([Conv(up.value, up.weight, 1)], low, None, False)
+                self._convolution([Conv(up.value, up.weight, 1)], low, None, False, True)
                 image = low
             inputs.append((image, None))
         return self._exchange(step, output, inputs, output.channels)
@@ -204,18 +205,25 @@ class _Lowering:
             Exchange(output, inputs, channels, mode, corners, step.relu, step.projection)
         )  # fmt: skip
 
-    def _convolution(self, group: list[Conv], output: Image, residual: Image | None, relu: bool) -> None:
+    def _convolution(
+        self, group: list[Conv], output: Image, residual: Image | None, relu: bool, exchanged: bool
+    ) -> None:
         kernel, stride, _ = group[0].geometry
         weights = [conv.weight for conv in group]
         made = Convolution(output, [self._image(conv.value) for conv in group], [weights], kernel, stride, residual,
                            0 if relu else output.channels)  # fmt: skip
+        # Their weights are rounded to bfloat16. Where streams are exchanged that is felt most: of the error of whole
+        # networks (random weights, w48) 2.6e-2 became 3.6e-2, which is more than is allowed.
+        rounds = exchanged or stride > 1 or any(s.channels % 2 for s in made.sources[:-1])
+        direct = PAIRS if self._pairs and not rounds else DIRECT
+        made.algorithm = direct
         if self._winograd and kernel == 3 and stride == 1:
-            made.algorithm = algorithm(output.buffer.shape, made.sources[0].channels)
+            made.algorithm = algorithm(output.buffer.shape, made.sources[0].channels, direct)
         self._operations.append(made)
 
 
-def algorithm(shape: tuple[int, int, int, int], c_in: int) -> int:
-    """Which algorithm a 3x3 convolution of stride 1 with this output shape takes.
+def algorithm(shape: tuple[int, int, int, int], c_in: int, direct: int) -> int:
+    """Which algorithm a 3x3 convolution of stride 1 with this output shape takes, ``direct`` or one of Winograd's.
 
     What is compared are multiply-adds of registers of sixteen numbers, those of the transforms, and the reading of the
     weights, which Winograd's has four times (tiles of 4x4) or nearly two times (2x2) of.
@@ -226,10 +234,12 @@ def algorithm(shape: tuple[int, int, int, int], c_in: int) -> int:
     def registers(tile: int) -> int:  # sixteen tiles each: four rows of four tiles side by side
         return -(-n * -(-h // tile) * -(-w // (4 * tile)) // 4)
 
+    pixels = n * min(h * -(-w // 16), -(-h * (w + 2) // 16))
+    half = 2 if direct == PAIRS else 1  # as many multiplications, and bytes of the weights
     costs = {
         WINOGRAD4: registers(4) * (36 * pairs + 250 * channels) + 36 * pairs * READING,
         WINOGRAD2: registers(2) * (16 * pairs + 80 * channels) + 16 * pairs * READING,
-        DIRECT: n * h * -(-w // 16) * 9 * pairs + 9 * pairs * READING,
+        direct: (pixels * 9 * pairs + 9 * pairs * READING) / half,
     }
     return min(costs, key=costs.get)
 
@@ -271,13 +281,13 @@ def _join(level: list[Operation], external: set[Buffer]) -> list[Operation]:
     families: dict[tuple, list[Convolution]] = {}
     kept: list[Operation] = []
     for op in level:
-        simple = isinstance(op, Convolution) and op.algorithm == DIRECT and op.residual is None
+        simple = isinstance(op, Convolution) and op.algorithm in (DIRECT, PAIRS) and op.residual is None
         # the arena's images can lie side by side, what the caller gets cannot
         if simple and not op.output.buffer.external and op.output.buffer not in external:
-            families.setdefault((tuple(op.sources), op.kernel, op.stride), []).append(op)
+            families.setdefault((tuple(op.sources), op.kernel, op.stride, op.algorithm), []).append(op)
         else:
             kept.append(op)
-    for (sources, kernel, stride), members in families.items():
+    for (sources, kernel, stride, used), members in families.items():
         members.sort(key=lambda op: op.relu_from == 0)
         n, _, h, w = members[0].output.buffer.shape
         whole = Buffer((n, sum(op.output.channels for op in members), h, w))
@@ -288,7 +298,7 @@ def _join(level: list[Operation], external: set[Buffer]) -> list[Operation]:
             _move(op.output, whole, first)
             first += op.output.channels
         kept.append(Convolution(Image(whole, 0, whole.shape[1]), list(sources), [op.weights[0] for op in members],
-                                kernel, stride, None, relu_from))  # fmt: skip
+                                kernel, stride, None, relu_from, used))  # fmt: skip
     return kept
 
 
