@@ -11,7 +11,7 @@ from pathlib import Path
 def check_free(path: Path, force: bool) -> None:
     """Raises FileExistsError where something is in the way and may not be replaced."""
     if path.exists() and not force:
-        raise FileExistsError(f"{path}: exists already; --force (force=True) replaces it")
+        raise FileExistsError(f"{path}: exists already; --force replaces it (in Python: force=True)")
 
 
 @contextmanager
