@@ -4,6 +4,7 @@
 #   make test     the test suite                       make test ARGS="-k nearest"
 #   make bench    a network on a photograph            make bench ARGS="--dtype bfloat16"
 #   make gpu      tests and timings on a GPU           make gpu PART=op RESULTS=DIR
+#   make engines  other inference engines              make rivals  other networks
 #   make lint     what CI checks besides               make format  rewrites what lint complains about
 #   make ray      the example for Ray Data, two workers
 #   make docs     docs/_build/html                     warnings are errors
@@ -29,7 +30,7 @@ BUILT_FROM := setup.py pyproject.toml $(shell find csrc -type f)
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 BIN = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('scripts'))")
 
-.PHONY: test bench gpu ray lint format docs wheel clean always
+.PHONY: test bench engines rivals gpu ray lint format docs wheel clean always
 
 test: .make/package
 	$(PYTHON) -m pytest $(ARGS)
@@ -43,6 +44,10 @@ bench: .make/package
 RESULTS ?= benchmarks/results/gpu
 gpu:
 	$(or $(GPU_PYTHON),$(BASE_PYTHON)) -m benchmarks.gpu $(addprefix --part ,$(PART)) --results $(RESULTS)
+
+engines rivals: .make/package
+	$(PYTHON) -m pip install --quiet --no-build-isolation --constraint .make/constraint --editable ".[$(if $(filter engines,$@),peers,rivals)]"
+	$(PYTHON) -m benchmarks.$@ $(ARGS)
 
 # Not a part of `make test`: Ray is large, and takes long to start.
 ray: .make/package

@@ -25,7 +25,8 @@ from rich.console import Console
 import hrnet_fast as hf
 from hrnet_fast import cli
 from hrnet_fast.bench import harness, images, machine, report
-from hrnet_fast.pictures import networks, reading
+from hrnet_fast.models import randomize
+from hrnet_fast.pictures import reading
 
 GOAL = 1.1  # of the command's time over the forward passes'
 # of the two samples: fractions left, top, right, bottom of a crop, the result's longer side, and whether it is mirrored
@@ -55,9 +56,9 @@ def photographs(folder: Path) -> list[Path]:
 
 def forward_passes(model: str, paths: list[Path]) -> float:
     """Seconds of all images through the network as ``create_model`` makes it, with logits at the images' size."""
-    network = networks.build(model, "segmentation")
-    network.model.full_resolution = True
-    inputs = [network.image(reading.to_tensor(reading.read(path))) for path in paths]
+    network = randomize(hf.create_model(model, "segmentation").eval()).to(memory_format=torch.channels_last)
+    pixels = (reading.to_tensor(reading.read(path)) for path in paths)
+    inputs = [reading.normalize(p).unsqueeze(0).contiguous(memory_format=torch.channels_last) for p in pixels]
     with torch.inference_mode():
         began = time.perf_counter()
         for image in inputs:

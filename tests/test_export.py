@@ -289,7 +289,7 @@ def test_a_kill_leaves_no_file_under_its_name(tmp_path):
     """Killed while it writes: what is there has another name, and the next run is not in its way."""
     target = tmp_path / "a.onnx"
     program = (
-        "import sys, time; from pathlib import Path; from hrnet_fast.export import files\n"
+        "import sys, time; from pathlib import Path; from hrnet_fast import files\n"
         f"with files.whole_file(Path({str(target)!r}), False) as part:\n"
         "    part.write_bytes(b'half'); print('writing', flush=True); time.sleep(60)\n"
     )
@@ -300,7 +300,7 @@ def test_a_kill_leaves_no_file_under_its_name(tmp_path):
     process.wait()
     time.sleep(0.1)
     assert not target.exists()
-    from hrnet_fast.export import files
+    from hrnet_fast import files
 
     with files.whole_file(target, False) as part:
         part.write_bytes(b"whole")
@@ -308,7 +308,7 @@ def test_a_kill_leaves_no_file_under_its_name(tmp_path):
 
 
 def test_a_failure_keeps_the_old_file(tmp_path):
-    from hrnet_fast.export import files
+    from hrnet_fast import files
 
     target = tmp_path / "a.onnx"
     target.write_bytes(b"old")

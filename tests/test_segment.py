@@ -12,13 +12,16 @@ from PIL import Image
 from test_checkpoint import Dangerous
 
 import hrnet_fast as hf
+from hrnet_fast import files as writing
 from hrnet_fast.cli import main
-from hrnet_fast.models import randomize
-from hrnet_fast.pictures import BadPicture, files, networks, pipeline, reading
+from hrnet_fast.engine.planned import why_not
+from hrnet_fast.models import convert_checkpoint, randomize
+from hrnet_fast.pictures import BadPicture, by_shape, files, networks, pipeline, reading
 from hrnet_fast.pictures.inference import probabilities
 from hrnet_fast.pictures.overlay import class_image, overlay
 from hrnet_fast.pictures.palette import CITYSCAPES, palette
 from hrnet_fast.pictures.segmentation import Segmenter
+from hrnet_fast.tolerances import MODEL, relative_error
 
 SMALL = "hrnet_w18_small_v1"
 
@@ -40,7 +43,7 @@ def fake_network(monkeypatch):
 
     def build(name, task, *, checkpoint=None, num_classes=None, align_corners=None, dtype=None, device=None):
         return Brightness(
-            torch.nn.Identity(), num_classes, bool(align_corners), torch.float32, device, checkpoint is None
+            torch.nn.Identity(), num_classes or 19, bool(align_corners), torch.float32, device, checkpoint is None
         )
 
     monkeypatch.setattr(networks, "build", build)
@@ -168,7 +171,7 @@ def test_a_full_disk_leaves_no_half_file(tmp_path, fake_network, capsys, monkeyp
             super().write(content[:10])
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(files, "open", lambda path, mode: Full(path, mode), raising=False)
+    monkeypatch.setattr(writing, "open", lambda path, mode: Full(path, mode), raising=False)
     assert segment(tmp_path / "in", "--out", tmp_path / "out") == 1
     captured = capsys.readouterr()
     assert os.strerror(errno.ENOSPC) in captured.err and "more pictures have no result" in captured.err
@@ -182,7 +185,7 @@ def test_a_full_disk_leaves_no_half_file(tmp_path, fake_network, capsys, monkeyp
 def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
     """Nothing is left of a file that could not be written, and a file that appeared meanwhile is not overwritten."""
     with pytest.raises(TypeError):
-        files.save({tmp_path / "a": b"first", tmp_path / "b": object()}, force=False)
+        writing.save({tmp_path / "a": b"first", tmp_path / "b": object()}, overwrite=False)
     assert names(tmp_path) == []
     link = os.link
 
@@ -192,10 +195,10 @@ def test_files_are_whole_or_not_there(tmp_path, monkeypatch):
 
     monkeypatch.setattr(os, "link", late)
     with pytest.raises(FileExistsError):
-        files.save({tmp_path / "a": b"ours"}, force=False)
+        writing.save({tmp_path / "a": b"ours"}, overwrite=False)
     assert names(tmp_path) == ["a"] and (tmp_path / "a").read_text() == "somebody else's"
     monkeypatch.setattr(os, "link", lambda *a: (_ for _ in ()).throw(PermissionError()))  # no hard links here
-    files.save({tmp_path / "c": b"ours"}, force=False)
+    writing.save({tmp_path / "c": b"ours"}, overwrite=False)
     assert names(tmp_path) == ["a", "c"] and (tmp_path / "c").stat().st_mode & 0o400
 
 
@@ -347,6 +350,53 @@ def test_a_checkpoint_that_fits(tmp_path, capsys):
     assert segment(*arguments, "--align-corners", "--out", tmp_path / "out") == 0
     printed = capsys.readouterr().out
     assert "7 classes, align_corners=True" in printed and "random" not in printed
+
+
+def test_a_converted_checkpoint_says_how_it_was_trained(tmp_path, capsys):
+    """Classes, interpolation, mean and deviation are the file's; others are refused; NaN is named before any picture."""
+    model = randomize(hf.create_model(SMALL, num_classes=5).eval())
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)
+    convert_checkpoint(tmp_path / "w.pth", tmp_path / "w.safetensors", align_corners=True, mean=mean, std=std)
+    given = [noise(tmp_path / "a.png"), "--model", SMALL, "--checkpoint", tmp_path / "w.safetensors"]
+    assert segment(*given, "--out", tmp_path / "out") == 0
+    assert "5 classes, align_corners=True" in capsys.readouterr().out
+    assert "holds hrnet_w18_small_v1 for segmentation with 5 classes, got 7" in fails(capsys, *given, "--classes", "7")
+    assert "was trained with align_corners=True" in fails(capsys, *given, "--no-align-corners")
+
+    network = networks.build(SMALL, "segmentation", checkpoint=tmp_path / "w.safetensors")
+    pixels = (torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(3)) * 255).to(torch.uint8)
+    same = hf.create_model(SMALL, checkpoint=tmp_path / "w.safetensors", full_resolution=False).eval()
+    image = ((pixels / 255 - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)).unsqueeze(0)
+    with torch.inference_mode():
+        torch.testing.assert_close(network(network.image(pixels)), same(image), rtol=1e-4, atol=1e-4)
+
+    state = model.state_dict()
+    state["conv1.weight"][0] = float("nan")
+    torch.save(state, tmp_path / "w.pth")
+    assert "conv1.weight holds NaN" in fails(capsys, *given[:3], "--checkpoint", tmp_path / "w.pth", "--classes", "5")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_shapes_that_come_often_are_prepared(dtype):
+    """The same results before and after; a shape that comes once is not worth it."""
+    model = randomize(hf.create_model(SMALL, full_resolution=False).eval()).requires_grad_(False)
+    if why_not(dtype, torch.device("cpu")) is not None:
+        pytest.skip(why_not(dtype, torch.device("cpu")))
+    network = by_shape.ByShape(model, dtype)
+    often, once = torch.randn(1, 3, 64, 96), torch.randn(1, 3, 96, 64)
+    reference = model(often)
+    with torch.inference_mode():
+        for k in range(by_shape.OFTEN + 2):
+            assert relative_error(network(often), reference) < MODEL[dtype], k
+            assert (network._optimized is None) == (k < by_shape.OFTEN)
+        network(once)
+    assert [p.shape for p in network._optimized.preparations] == [tuple(often.shape)]
+
+
+def test_what_a_killed_run_left_is_no_picture(tmp_path):
+    noise(tmp_path / "a.png"), noise(tmp_path / ".b.png.x1.part" / "b.png")
+    assert [item.name for item in files.find([str(tmp_path)])] == ["a"]
 
 
 def test_pillow_missing(tmp_path, capsys, monkeypatch):

@@ -13,6 +13,7 @@ from hrnet_fast import create_model, load_checkpoint
 from hrnet_fast import export as exporting
 from hrnet_fast.bench import BadInput, images, report, timm_models
 from hrnet_fast.export import check, onnx_file, preferences, triton_server
+from hrnet_fast.files import AlreadyThere, check_free
 from hrnet_fast.models import configs, randomize
 
 TASKS = ("segmentation", "segmentation_ocr", "classification", "pose", "detection", "features")
@@ -63,8 +64,8 @@ def run(arguments: argparse.Namespace) -> int:
     common = {"commute_head": arguments.commute_head, "size": size, "opset": arguments.opset, "force": arguments.force,
               "check": not arguments.no_check, **_normalisation(arguments)}  # fmt: skip
     try:
-        if arguments.triton is None and path.exists() and not arguments.force:
-            raise BadInput(f"{path}: exists already; --force replaces it")
+        if arguments.triton is None:
+            check_free(path, arguments.force)
         model = _model(arguments).to(arguments.device)
         if arguments.triton is not None:
             done = triton_server.save_repository(model, arguments.triton, name, arguments.format,
@@ -73,6 +74,8 @@ def run(arguments: argparse.Namespace) -> int:
         else:
             done = exporting.save(model, path, arguments.format, runtime=arguments.runtime,
                                   name=arguments.timm and f"timm/{arguments.timm}", **common)  # fmt: skip
+    except AlreadyThere as error:
+        raise BadInput(f"{error.filename}: exists already; --force replaces it") from None
     except (ValueError, TypeError, ImportError, OSError) as error:
         raise BadInput(str(error)) from None
     _print(done, arguments)

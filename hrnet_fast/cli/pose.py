@@ -8,6 +8,7 @@ from pathlib import Path
 from hrnet_fast.bench import BadInput
 from hrnet_fast.cli import pictures
 from hrnet_fast.cli.common import check_least
+from hrnet_fast.files import save as save_files
 from hrnet_fast.pictures import BadPicture, boxes, files, reading
 from hrnet_fast.pictures.overlay import png
 from hrnet_fast.pictures.pose import KEY_POINTS, SIZES, VISIBLE, PoseEstimator, person_score
@@ -68,7 +69,7 @@ def run(arguments: argparse.Namespace) -> int:
         drawn = draw(photograph, points, people, arguments.threshold)
         contents = {out / f"{item.name}_pose.png": png(drawn),
                     out / f"{item.name}_pose.json": json.dumps(picture, indent=1, allow_nan=False).encode()}  # fmt: skip
-        files.save(contents, arguments.force)
+        save_files(contents, arguments.force)
 
     flipped = ", flipped too" if arguments.flip else ""
     pictures.announce(network, f"{arguments.model}, pose: crops of {arguments.size}{flipped}, {arguments.dtype} on "

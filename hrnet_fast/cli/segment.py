@@ -7,6 +7,7 @@ from pathlib import Path
 from hrnet_fast.bench import BadInput, images
 from hrnet_fast.cli import pictures
 from hrnet_fast.cli.common import check_least
+from hrnet_fast.files import save as save_files
 from hrnet_fast.pictures import files, reading
 from hrnet_fast.pictures.overlay import class_image, overlay, png
 from hrnet_fast.pictures.palette import palette
@@ -21,9 +22,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pictures.add_arguments(parser, model="hrnet_w48", out="segmented")
     add = parser.add_argument
     add("--task", default=TASKS[0], choices=TASKS, help=f"default: {TASKS[0]}")
-    add("--classes", type=int, default=19, metavar="N", help="the checkpoint's (default: 19, Cityscapes')")
+    add("--classes", type=int, default=None, metavar="N",
+        help="the checkpoint's (default: what a converted one says, else 19, Cityscapes')")  # fmt: skip
     add("--align-corners", action=argparse.BooleanOptionalAction, default=None,
-        help="as the network was trained (default: as the official code of the task)")  # fmt: skip
+        help="as the network was trained (default: what a converted checkpoint says, else as the official code)")  # fmt: skip
     add("--size", default=None, metavar="HxW", help="resize pictures to this for the network (default: their own size)")
     add("--window", default=None, metavar="HxW", help="slide a window of this size over them (default: whole)")
     add("--scales", type=float, nargs="+", default=[1.0], metavar="F", help="mean over these scales (default: 1)")
@@ -35,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Segments all pictures. 1 where one was skipped."""
     size, window = (None if text is None else images.parse_size(text) for text in (arguments.size, arguments.window))
     check_least(arguments, "classes")
-    if arguments.classes > MAX_CLASSES:
+    if (arguments.classes or 0) > MAX_CLASSES:
         raise BadInput(f"classes {arguments.classes}: at most {MAX_CLASSES} fit into a PNG")
     if not all(0 < scale < math.inf for scale in arguments.scales):
         raise BadInput(f"scales {' '.join(f'{s:g}' for s in arguments.scales)}: must be numbers above 0")
@@ -59,7 +61,7 @@ def run(arguments: argparse.Namespace) -> int:
             out / f"{item.name}_overlay.png": png(overlay(photograph, classes, colours, arguments.opacity)),
             out / f"{item.name}_classes.png": png(class_image(classes)),
         }
-        files.save(contents, arguments.force)
+        save_files(contents, arguments.force)
 
     passes = [f"{network.num_classes} classes", f"align_corners={network.align_corners}",
               f"{arguments.dtype} on {network.device.type}"]  # fmt: skip

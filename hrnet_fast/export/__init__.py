@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 from torch import nn
 
+from hrnet_fast import files
 from hrnet_fast.export import check as checking
-from hrnet_fast.export import files, onnx_file, preferences, torch_files
+from hrnet_fast.export import onnx_file, preferences, torch_files
 from hrnet_fast.export.metadata import describe, read
 from hrnet_fast.export.record import Recorded, all_streams, no_streams, record
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 from torch import nn
 
-from hrnet_fast import export
-from hrnet_fast.export import files, onnx_file
+from hrnet_fast import export, files
+from hrnet_fast.export import onnx_file
 from hrnet_fast.export.metadata import describe
 from hrnet_fast.export.record import Recorded, record
 

@@ -1,19 +1,16 @@
-"""Which pictures are meant, what the results are called, and how they get there whole or not at all."""
+"""Which pictures are meant, and what their results are called."""
 
-import errno
 import glob
 import itertools
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from hrnet_fast.files import is_part
 from hrnet_fast.pictures import need_pillow
 
-NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 _WILDCARDS = "*?["
-_numbers = itertools.count()
 
 
 class Found(NamedTuple):
@@ -60,7 +57,7 @@ def _pictures(paths, out: Path | None) -> list[Path]:
     from PIL import Image
 
     suffixes = {s for s, name in Image.registered_extensions().items() if name in Image.OPEN}
-    found = (p for p in paths if p.suffix.lower() in suffixes and p.is_file())
+    found = (p for p in paths if p.suffix.lower() in suffixes and p.is_file() and not is_part(p))
     return sorted(p for p in found if out is None or not p.resolve().is_relative_to(out))
 
 
@@ -81,40 +78,3 @@ def _named(found: Mapping[Path, Path]) -> list[Found]:
             )
         taken[name] = path
     return [Found(path, str(name)) for name, path in taken.items()]
-
-
-def save(contents: Mapping[Path, bytes], force: bool) -> None:
-    """Writes files, each whole or not at all: under a temporary name in its folder first, then renamed.
-
-    Raises:
-        FileExistsError: without ``force``, where a file is there already; none is written then.
-        OSError: a file cannot be written; no temporary file is left.
-    """
-    existing = [path for path in contents if path.exists()]
-    if existing and not force:
-        raise FileExistsError(errno.EEXIST, "exists already", str(existing[0]))
-    temporaries: dict[Path, Path] = {}
-    try:
-        for path, content in contents.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.parent / f".hrnet-fast-{os.getpid()}-{next(_numbers)}.part"
-            with open(temporary, "xb") as file:
-                temporaries[path] = temporary
-                file.write(content)
-        for path, temporary in temporaries.items():
-            _rename(temporary, path, force)
-    finally:
-        for temporary in temporaries.values():
-            temporary.unlink(missing_ok=True)
-
-
-def _rename(temporary: Path, path: Path, force: bool) -> None:
-    if not force:
-        try:
-            os.link(temporary, path)  # fails where somebody has written the file in the meantime
-            return
-        except FileExistsError:
-            raise
-        except OSError:  # a file system without hard links
-            pass
-    os.replace(temporary, path)

@@ -1,30 +1,38 @@
 """The network behind a command: made, given its weights, and called on images."""
 
+from collections.abc import Callable
 from os import PathLike
-from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from hrnet_fast.models import create_model, load_checkpoint, randomize
-from hrnet_fast.pictures.reading import normalize
+from hrnet_fast.engine import optimize
+from hrnet_fast.engine.planned import why_not
+from hrnet_fast.models import create_model, randomize, read_header
+from hrnet_fast.pictures.by_shape import ByShape
+from hrnet_fast.pictures.reading import DEVIATION, MEAN, normalize
 
 
 class Network(NamedTuple):
     """A network that is ready to be called."""
 
-    model: nn.Module
+    model: Callable[[Tensor], Any]
     num_classes: int  # or key points
     align_corners: bool  # of its last interpolation
     dtype: torch.dtype
     device: torch.device
     random: bool  # its weights are random
+    mean: tuple[float, ...] = MEAN  # of the training images' channels, whose pixels are from 0 to 1
+    std: tuple[float, ...] = DEVIATION
+
+    def normalized(self, pixels: Tensor) -> Tensor:
+        """Pixels [3, H, W], from 0 to 255, in float32 as the network was trained on them."""
+        return normalize(pixels.to(self.device), self.mean, self.std)
 
     def image(self, pixels: Tensor) -> Tensor:
         """Pixels [3, H, W] in uint8 as the network's input [1, 3, H, W]."""
-        image = normalize(pixels.to(self.device)).unsqueeze(0)
-        return image.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        return self.normalized(pixels).unsqueeze(0).to(self.dtype)
 
     def __call__(self, image: Tensor) -> Tensor:
         """Scores [N, classes, ceil(H / 4), ceil(W / 4)], or heat maps, of images [N, 3, H, W]."""
@@ -47,10 +55,11 @@ def build(
     Args:
         name: one of ``hrnet_fast.list_models()``.
         task: "segmentation", "segmentation_ocr" or "pose".
-        checkpoint: a file for ``hrnet_fast.load_checkpoint``; None: random weights, always the same.
+        checkpoint: a file for ``hrnet_fast.load_checkpoint``; None: random weights, always the same. Where
+            ``hrnet-fast convert`` wrote it, classes, interpolation and normalisation are the file's.
         num_classes: as in ``hrnet_fast.create_model``.
         align_corners: likewise.
-        dtype: of weights and computation.
+        dtype: of the computation.
         device: where it runs.
 
     Raises:
@@ -58,16 +67,23 @@ def build(
         FileNotFoundError: there is no such checkpoint.
     """
     settings = {} if task == "pose" else {"full_resolution": False}
-    model = create_model(name, task, num_classes, align_corners=align_corners, **settings).eval()
+    trained = None if checkpoint is None else read_header(checkpoint)
+    if trained is not None and trained.in_chans != 3:
+        raise ValueError(f"path: it is for images of {trained.in_chans} channels, and pictures have 3")
+    model = create_model(name, task, num_classes, align_corners=align_corners, checkpoint=checkpoint, **settings).eval()
     if checkpoint is None:
         randomize(model)
-    else:
-        load_checkpoint(model, Path(checkpoint))
+    for key, value in model.state_dict().items():
+        if not value.isfinite().all():
+            raise ValueError(f"path: {key} holds NaN or infinity")
     recipe, device = model.recipe, torch.device(device)
-    model = _fast(model.to(device, dtype, memory_format=torch.channels_last))
-    return Network(model, recipe["num_classes"], recipe["align_corners"], dtype, device, checkpoint is None)
+    images = {} if trained is None else {"mean": trained.mean, "std": trained.std}
+    fast = _fast(model.requires_grad_(False).to(device), dtype, device)
+    return Network(fast, recipe["num_classes"], recipe["align_corners"], dtype, device, checkpoint is None, **images)
 
 
-def _fast(model: nn.Module) -> nn.Module:
+def _fast(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Callable[[Tensor], Any]:
     """The network as it is called; the one place for what makes it faster."""
-    return model.requires_grad_(False)
+    if why_not(dtype, device) is None:
+        return ByShape(model, dtype)
+    return optimize(model, torch.zeros(1, 3, 64, 64, device=device), dtype=dtype)  # which is ready for any shape

@@ -4,6 +4,7 @@ Pillow decodes and encodes without holding Python's lock. Torch is called from t
 would bring a second set of torch's own threads, and they would be in each other's way.
 """
 
+import errno
 import os
 import sys
 import threading
@@ -14,9 +15,10 @@ from typing import Any, NamedTuple
 
 import torch
 
+from hrnet_fast.files import AlreadyThere
 from hrnet_fast.pictures import BadPicture
-from hrnet_fast.pictures.files import NO_SPACE
 
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)
 AHEAD = 4  # pictures that wait for their turn, and as many that wait to be written
 
 
@@ -101,8 +103,8 @@ def _outcome(item: Any, result: Future | Outcome) -> Outcome:
         return result
     try:
         result.result()
-    except FileExistsError as error:
+    except AlreadyThere as error:
         return Outcome(item, f"{error.filename} exists already; --force overwrites it")
     except OSError as error:
-        return Outcome(item, f"the result cannot be written ({error.strerror or error})", error.errno in NO_SPACE)
+        return Outcome(item, f"the result cannot be written ({error.strerror or error})", error.errno in _NO_SPACE)
     return Outcome(item, None)

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from hrnet_fast.pictures import BadPicture
 from hrnet_fast.pictures.networks import Network
-from hrnet_fast.pictures.reading import normalize
 
 KEY_POINTS = ("nose", "left_eye", "right_eye", "left_ear", "right_ear", "left_shoulder", "right_shoulder", "left_elbow",
               "right_elbow", "left_wrist", "right_wrist", "left_hip", "right_hip", "left_knee", "right_knee",
@@ -124,8 +123,8 @@ class PoseEstimator:
     def _batch(self, pixels: Tensor, where: Tensor) -> Tensor:
         network = self.network
         pixels = pixels.to(network.device)
-        crops = torch.stack([normalize(crop(pixels, region, self.size)) for region in where.tolist()])
-        crops = crops.to(network.dtype).contiguous(memory_format=torch.channels_last)
+        crops = torch.stack([network.normalized(crop(pixels, region, self.size)) for region in where.tolist()])
+        crops = crops.to(network.dtype)
         maps = network(crops).float()
         if self.flip:
             mirrored = network(crops.flip(3)).float().flip(3)[:, MIRRORED]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -75,9 +76,9 @@ def to_tensor(image: Image, size: tuple[int, int] | None = None) -> Tensor:
     return flat.view(image.height, image.width, 3).permute(2, 0, 1)
 
 
-def normalize(pixels: Tensor) -> Tensor:
-    """Pixels [3, H, W], from 0 to 255, to float32 with ImageNet's mean and deviation."""
-    mean, deviation = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (MEAN, DEVIATION))
+def normalize(pixels: Tensor, mean: Sequence[float] = MEAN, deviation: Sequence[float] = DEVIATION) -> Tensor:
+    """Pixels [3, H, W], from 0 to 255, to float32 with mean and deviation of pixels from 0 to 1."""
+    mean, deviation = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (mean, deviation))
     return pixels.to(torch.float32, copy=True).sub_(mean * 255).div_(deviation * 255)
 
 
