@@ -89,12 +89,27 @@ def test_the_original_stays_as_it_is():
 @pytest.mark.parametrize("winograd", [True, False])
 def test_dtypes(dtype, winograd):
     model, x = network(), image((128, 96))
-    optimized = hf.optimize(model, x, dtype=dtype, winograd=winograd)
+    optimized = hf.optimize(model, x, dtype=dtype, winograd=winograd, memory_format=torch.contiguous_format)
+    assert optimized.engine == ("planned" if why_not_planned() is None else "modules")
     y = optimized(x)
     assert y.dtype == dtype
     assert max(errors(y, model, x)) < MODEL[dtype]
     for given in (x.to(dtype), x.double(), x.contiguous(memory_format=torch.channels_last)):
         assert relative_error(optimized(given), y) < MODEL[dtype]
+
+
+@pytest.mark.parametrize(("planned_ms", "engine_name"), [(1.0, "planned"), (9.0, "modules")])
+def test_in_half_precision_the_faster_engine_is_kept(monkeypatch, planned_ms, engine_name):
+    if why_not_planned() is not None:
+        return
+    monkeypatch.setattr(
+        engine, "_milliseconds", lambda call, x: planned_ms if isinstance(call, planned.Planned) else 3.0
+    )
+    model, x = network(), image()
+    optimized = hf.optimize(model, x, dtype=torch.bfloat16)
+    assert optimized.engine == engine_name
+    assert engine_name == "planned" or "3.0 ms, planned 9.0 ms" in optimized.reason
+    assert max(errors(optimized(x), model, x)) < MODEL[torch.bfloat16]
 
 
 def test_float64_is_served_by_torch():

@@ -4,6 +4,7 @@ Contenders run in turn, A B C A B C ..., so that a machine that slows down for a
 ratios are taken between runs of the same round. A contender whose output is off is not timed (but see Contender.slack).
 """
 
+import functools
 import gc
 import math
 from collections.abc import Callable, Sequence
@@ -11,13 +12,25 @@ from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
-from torch.utils.benchmark import timer as synchronized_clock
 
 from hrnet_fast.bench.memory import keep_freed_memory
 from hrnet_fast.tolerances import relative_error
 
 MIN_SAMPLE_SECONDS = 1e-3  # a shorter sample measures the clock
 MIN_ROUNDS, MAX_ROUNDS = 5, 300
+
+
+@functools.cache
+def _torch_timer() -> Callable[[], float]:
+    # on CUDA builds its import warns where there is no GPU: that is for those who measure
+    from torch.utils.benchmark import timer
+
+    return timer
+
+
+def synchronized_clock() -> float:
+    """Seconds, after all work on the accelerator has ended: torch's own benchmark timer."""
+    return _torch_timer()()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,8 @@ from collections.abc import Callable
 
 import torch
 from torch import nn
-from torch.utils.benchmark import timer as synchronized_clock
+
+from hrnet_fast.bench.harness import synchronized_clock
 
 
 def shares(
