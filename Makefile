@@ -93,10 +93,11 @@ endif
 	$(PYTHON) -m pip install --quiet --no-build-isolation --constraint .make/constraint --editable ".[test]"
 	@touch $@
 
+# The package is there already, its compiled modules in place: only what the extra asks for is installed.
 .make/tools: .make/package
-	$(PYTHON) -m pip install --quiet --no-build-isolation --editable ".[dev]"
+	HRNET_FAST_NO_EXT=1 $(PYTHON) -m pip install --quiet --no-build-isolation --editable ".[dev]"
 	@touch $@
 
 .make/docs: .make/package
-	$(PYTHON) -m pip install --quiet --no-build-isolation --constraint .make/constraint --editable ".[docs]"
+	HRNET_FAST_NO_EXT=1 $(PYTHON) -m pip install --quiet --no-build-isolation --constraint .make/constraint --editable ".[docs]"
 	@touch $@
