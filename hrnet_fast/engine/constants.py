@@ -30,13 +30,11 @@ class Constants:
         self.blobs: list[Tensor] = []
         self._entries: dict[tuple, Entry] = {}
         self._new: dict[tuple, tuple[int, Callable]] = {}
-        self._weights: dict[Weight, None] = {}  # in the order in which they came
 
     def convolution(self, op: Convolution) -> tuple[tuple, tuple]:
         """The keys of a convolution's packed weight and of its bias."""
         c_in, c_out = sum(s.channels for s in op.sources), op.output.channels
         parts = tuple(tuple(block) for block in op.weights)
-        self._note(w for block in parts for w in block)
         size = torch.ops.hrnet_fast.packed_convolution_size(op.algorithm, c_out, c_in, op.kernel)
 
         def fill_weight(to: Tensor) -> None:
@@ -52,7 +50,6 @@ class Constants:
 
     def matrix(self, weight: Weight, dtype: torch.dtype) -> tuple:
         """The key of a 1x1 weight [c_out, c_in] in another dtype."""
-        self._note([weight])
         c_out, c_in, _ = weight.shape
 
         def fill(to: Tensor) -> None:
@@ -63,7 +60,6 @@ class Constants:
     def vector(self, weights: Iterable[Weight], dtype: torch.dtype) -> tuple:
         """The key of the sum of some biases in another dtype."""
         weights = tuple(weights)
-        self._note(weights)
 
         def fill(to: Tensor) -> None:
             to.view(dtype).copy_(_bias(weights))
@@ -91,26 +87,12 @@ class Constants:
 
     def refill(self) -> None:
         """Computes everything again from the parameters of now."""
-        self.check()
         for entry in self._entries.values():
             self._fill(entry)
 
     def place(self, key: tuple) -> Entry:
         """Where a constant lies, after ``commit``."""
         return self._entries[key]
-
-    def leaves(self) -> list[Tensor]:
-        """The parameters and buffers that the weights are made of."""
-        return list({id(t): t for w in self._weights for c in w.constants() for t in c.leaves()}.values())
-
-    def check(self) -> None:
-        """Raise ValueError where a weight is not finite."""
-        for tensor in self.leaves():
-            if not torch.isfinite(tensor).all():
-                raise ValueError(f"model: a parameter or buffer of shape {list(tensor.shape)} holds NaN or Inf")
-
-    def _note(self, weights: Iterable[Weight]) -> None:
-        self._weights.update(dict.fromkeys(weights))
 
     def _add(self, key: tuple, size: int, fill: Callable) -> tuple:
         if key not in self._entries:

@@ -51,11 +51,6 @@ class Weight:
             weight, bias = fold(weight, bias, *of, eps)
         return weight, bias
 
-    def constants(self) -> list[Constant]:
-        """Everything it is made of."""
-        found = [self.weight, self.bias, *(c for norm in self.norms for c in norm[:4])]
-        return [c for c in found if c is not None]
-
 
 @dataclass(frozen=True, eq=False)
 class Conv:

@@ -71,7 +71,6 @@ class Planned:
 
         Raises:
             NotPlannable: the network cannot be recorded or planned.
-            ValueError: a weight is not finite.
         """
         # what is made here serves calls outside of inference mode as well
         with torch.inference_mode(False), torch.no_grad():
@@ -85,7 +84,6 @@ class Planned:
         pairs = self._dtype == torch.bfloat16 and torch.ops.hrnet_fast.has_bfloat16_pairs()
         lowered = lower(tape, steps, self._winograd, pairs)
         program = Program(lowered, self._constants, self._dtype)
-        self._constants.check()
         self._constants.commit()
         program.encode()
         if program.arena_bytes > self._arena.numel():

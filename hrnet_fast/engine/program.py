@@ -145,12 +145,6 @@ class Program:
         """Drops copies of parameters that torch's operators take; they are made again from those of now."""
         self._casts.clear()
 
-    def leaves(self) -> list[Tensor]:
-        """The parameters and buffers that torch's operators take."""
-        calls = [op.call.node for step in self._plan.steps for op in step if isinstance(op, TorchCall)]
-        found = [c for node in calls for c in pytree.tree_leaves(node.arguments) if isinstance(c, Constant)]
-        return [t for c in found for t in c.leaves()]
-
     def _view(self, image: Image, external: list[Tensor], arena: Tensor) -> Tensor:
         buffer = image.buffer
         if buffer.external:

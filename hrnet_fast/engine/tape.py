@@ -38,13 +38,6 @@ class Constant:
             out = self.operator(*args, **kwargs)
         return out if self.index is None else out[self.index]
 
-    def leaves(self) -> list[Tensor]:
-        """The parameters and buffers that it is made of."""
-        if self.tensor is not None:
-            return [self.tensor]
-        found = [c for c in pytree.tree_leaves(self.arguments) if isinstance(c, Constant)]
-        return [t for c in found for t in c.leaves()]
-
 
 @dataclass(eq=False)
 class Value:
