@@ -225,6 +225,17 @@ def test_changed_weights(layout):
     assert max(errors(optimized.refresh()(x), model, x)) < 1e-5
 
 
+def test_no_shape_is_prepared_with_a_mixture_of_weights(plannable):
+    model, x, other = network(fast=False), image(), image((32, 32))
+    optimized = hf.optimize(model, x)
+    with torch.no_grad():
+        model.layer1[0].conv1.weight.mul_(1.5)
+    optimized(x)  # with the weights that it has taken
+    with pytest.raises(RuntimeError, match="refresh"):
+        optimized(other)
+    assert max(errors(optimized.refresh()(other), model, other)) < 1e-5
+
+
 def test_refresh_of_linear_layers():
     model, x = network("classification"), image()
     optimized = hf.optimize(model, x, dtype=torch.bfloat16)

@@ -98,6 +98,8 @@ class OptimizedModel(nn.Module):
         self._kept, self._shape, self._settings = [model], shape, settings
         self.engine, self.reason, self._run = _start(model, shape, settings)
         self._fingerprint = _fingerprint(model)
+        if isinstance(self._run, planned.Planned):
+            self._run.is_stale = self.is_stale
 
     def forward(self, image: Tensor) -> Any:
         """What the original model returns for an image [N, C, H, W], without gradients, in the engine's dtype.
@@ -105,6 +107,7 @@ class OptimizedModel(nn.Module):
         Raises:
             TypeError: not a tensor of a floating dtype.
             ValueError: another rank, number of channels or device; and what the model itself raises for an image.
+            RuntimeError: a shape that is not prepared yet, and the weights have changed since the last ``refresh``.
         """
         _check_image(image, "image")
         device = self._device()

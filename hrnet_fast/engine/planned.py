@@ -3,6 +3,7 @@
 import collections
 import threading
 import time
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -59,6 +60,7 @@ class Planned:
         self._max_shapes, self._winograd = max_shapes, winograd
         self._lock = threading.RLock()
         self.preparations: list[Preparation] = []
+        self.is_stale: Callable[[], bool] = lambda: False  # whether the model has other weights than were taken
         self._forget()
 
     def _forget(self) -> None:
@@ -100,6 +102,8 @@ class Planned:
         shape = tuple(image.shape)
         with self._lock, torch.no_grad(), torch.autocast("cpu", enabled=False):
             if shape not in self._plans:
+                if self.is_stale():  # some weights are packed, others would be packed now: a mixture
+                    raise RuntimeError("the model's weights have changed, and this shape is not prepared: refresh()")
                 self.prepare(shape)
             self._plans.move_to_end(shape)
             plan = self._plans[shape]
