@@ -11,26 +11,29 @@ namespace hrnet_fast {
 constexpr int kMaxSources = 4;
 constexpr int64_t kChannelBlock = 6;  // output channels whose weights lie together: 18, 36, 48, 72, 96 are multiples
 
-// Winograd: output tiles of 2x2 or 4x4 pixels. Pairs: direct, two bfloat16 channels a multiplication.
-enum class Algorithm { kDirect, kWinograd2, kWinograd4, kPairs };
-constexpr bool is_winograd(Algorithm a) { return a == Algorithm::kWinograd2 || a == Algorithm::kWinograd4; }
+// Winograd: output tiles of 2x2 or 4x4 pixels. Pairs: factors in bfloat16, two channels a multiplication.
+enum class Algorithm { kDirect, kWinograd2, kWinograd4, kDirectPairs, kWinograd2Pairs, kWinograd4Pairs };
+constexpr int kAlgorithms = 6;
+constexpr int tile_of(Algorithm a) { return static_cast<int>(a) % 3 * 2; }  // 0: direct
+constexpr bool is_winograd(Algorithm a) { return tile_of(a) != 0; }
+constexpr bool has_pairs(Algorithm a) { return a >= Algorithm::kDirectPairs; }
 
 struct Planes {  // [n, channels, h, w], rows and planes dense
   const void* data = nullptr;
   int64_t channels = 0;
   int64_t image_stride = 0;  // elements from one image to the next
+  DType dtype = DType::kFloat32;
 };
 
 // output = act(bias + residual + sum over sources of their convolutions), padded with kernel / 2 zeros on each side.
 struct Convolution {
   Algorithm algorithm = Algorithm::kDirect;
-  DType dtype = DType::kFloat32;  // of the images; weights and bias are float32
-  int sources = 0;                // more than one: their channels in this order are the input channels
+  int sources = 0;  // more than one: their channels in this order are the input channels
   Planes source[kMaxSources];
-  Planes residual;  // of the output's shape; data null: absent
+  Planes residual;  // of the output's shape and dtype; data null: absent
   Planes output;
   const float* weight = nullptr;  // as pack_weights lays it out
-  const float* bias = nullptr;    // [c_out]
+  const float* bias = nullptr;  // [c_out]
   int64_t n = 0, c_in = 0, h = 0, w = 0, c_out = 0, h_out = 0, w_out = 0;
   int kernel = 3, stride = 1;
   int64_t relu_from = 0;  // ReLU on the output channels from this one on

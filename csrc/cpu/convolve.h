@@ -2,7 +2,7 @@
 // of equal work and unequal shape, and a thread that has ended its share of one goes on with another. Included inside
 // the namespace of one instruction set.
 
-template <class Q, class T>
+template <class Q>
 class Convolve {
   struct Cut {  // one convolution's tasks
     const Convolution* q;
@@ -41,28 +41,41 @@ class Convolve {
       int i = 0;
       while (task >= cut_[i].count) task -= cut_[i++].count;
       const Cut& c = cut_[i];
-      switch (c.q->algorithm) {
-        case Algorithm::kWinograd4: winograd<Winograd<Q, T, 4>>(c, task); break;
-        case Algorithm::kWinograd2: winograd<Winograd<Q, T, 2>>(c, task); break;
-        case Algorithm::kPairs:
-#ifdef HRNET_FAST_HAS_BF16_INSTRUCTIONS
-          if constexpr (std::is_same<T, BFloat16>::value) direct<Direct<Q, T, true>>(c, task);
-#endif
-          break;
-        default: direct<Direct<Q, T>>(c, task);
+      switch (tile_of(c.q->algorithm)) {
+        case 4: winograd<4>(c, task); break;
+        case 2: winograd<2>(c, task); break;
+        default: direct(c, task);
       }
     }
   }
 
-  template <class W>
+#ifdef HRNET_FAST_HAS_BF16_INSTRUCTIONS
+  static constexpr bool kPairs = true;
+#else
+  static constexpr bool kPairs = false;
+#endif
+
+  template <int M>
   static void winograd(const Cut& c, int64_t task) {
+    if constexpr (kPairs)
+      if (has_pairs(c.q->algorithm)) return winograd_task<Winograd<Q, M, true>>(c, task);
+    winograd_task<Winograd<Q, M>>(c, task);
+  }
+  static void direct(const Cut& c, int64_t task) {
+    if constexpr (kPairs)
+      if (has_pairs(c.q->algorithm)) return direct_task<Direct<Q, true>>(c, task);
+    direct_task<Direct<Q>>(c, task);
+  }
+
+  template <class W>
+  static void winograd_task(const Cut& c, int64_t task) {
     const int64_t piece = task / c.parts, part = task % c.parts, blocks = ceil_div(c.q->c_out, kChannelBlock);
     const int64_t all = W::vectors(*c.q), first = piece * all / c.pieces, last = (piece + 1) * all / c.pieces;
     W::run(*c.q, first, static_cast<int>(last - first), blocks * part / c.parts, blocks * (part + 1) / c.parts);
   }
 
   template <class D>
-  static void direct(const Cut& c, int64_t task) {
+  static void direct_task(const Cut& c, int64_t task) {
     const int64_t part = task % c.parts, tile = task / c.parts, image = tile / (c.down * c.across);
     const int64_t y = tile / c.across % c.down * c.rows, x = tile % c.across * c.columns;
     const int64_t height = D::height(*c.q), width = D::width(*c.q), blocks = ceil_div(c.q->c_out, kChannelBlock);
@@ -72,17 +85,20 @@ class Convolve {
 
   // Multiplications, and for Winograd what the transforms add to them.
   static double work(const Convolution& q) {
-    const double pairs = static_cast<double>(q.c_in) * q.c_out, channels = static_cast<double>(q.c_in + q.c_out);
-    const double tiles = 16. * vectors(q);
-    switch (q.algorithm) {
-      case Algorithm::kWinograd4: return tiles * (36 * pairs + 250 * channels);
-      case Algorithm::kWinograd2: return tiles * (16 * pairs + 80 * channels);
-      case Algorithm::kPairs: return static_cast<double>(q.kernel) * q.kernel * pairs * q.n * q.h_out * q.w_out / 2;
+    const double pairs = static_cast<double>(q.c_in) * q.c_out / (has_pairs(q.algorithm) ? 2 : 1);
+    const double channels = static_cast<double>(q.c_in + q.c_out);
+    switch (tile_of(q.algorithm)) {
+      case 4: return 16. * vectors(q) * (36 * pairs + 370 * channels);
+      case 2: return 16. * vectors(q) * (16 * pairs + 100 * channels);
       default: return static_cast<double>(q.kernel) * q.kernel * pairs * q.n * q.h_out * q.w_out;
     }
   }
   static int64_t vectors(const Convolution& q) {
-    return q.algorithm == Algorithm::kWinograd4 ? Winograd<Q, T, 4>::vectors(q) : Winograd<Q, T, 2>::vectors(q);
+    return tile_of(q.algorithm) == 4 ? Winograd<Q, 4>::vectors(q) : Winograd<Q, 2>::vectors(q);
+  }
+  template <bool PAIRS>
+  static int64_t block(const Convolution& q) {
+    return tile_of(q.algorithm) == 4 ? Winograd<Q, 4, PAIRS>::block(q) : Winograd<Q, 2, PAIRS>::block(q);
   }
 
   static Cut cut_of(const Convolution& q, double share) {
@@ -91,7 +107,7 @@ class Convolve {
 
   static Cut cut_winograd(const Convolution& q, double share) {
     const int64_t all = vectors(q), blocks = ceil_div(q.c_out, kChannelBlock);
-    int64_t block = q.algorithm == Algorithm::kWinograd4 ? Winograd<Q, T, 4>::block(q) : Winograd<Q, T, 2>::block(q);
+    int64_t block = has_pairs(q.algorithm) ? Convolve::block<kPairs>(q) : Convolve::block<false>(q);
     const double each = work(q) / static_cast<double>(all);
     while (block > 1 && each * static_cast<double>(block) > share) --block;
     const int64_t pieces = ceil_div(all, block);
@@ -103,7 +119,7 @@ class Convolve {
   }
 
   static Cut cut_direct(const Convolution& q, double share) {
-    using D = Direct<Q, T>;
+    using D = Direct<Q>;
     constexpr int64_t kPanelBytes = 400 << 10;
     const int64_t height = D::height(q), width = D::width(q), blocks = ceil_div(q.c_out, kChannelBlock);
     const double pixel = work(q) / (static_cast<double>(q.n) * height * width);

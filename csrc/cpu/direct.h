@@ -9,7 +9,7 @@
 //
 // With PAIRS an element of the panel holds two bfloat16 channels, and an instruction multiplies both.
 
-template <class Q, class T, bool PAIRS = false>
+template <class Q, bool PAIRS = false>
 class Direct {
   using V = typename Q::V;
   static constexpr int64_t L = Q::L;
@@ -56,15 +56,22 @@ class Direct {
         channel_(phase_ * q.stride * q.stride + L) {
     panel_ = static_cast<float*>(scratch(0, (depth(q) * channel_ + 4 * L) * sizeof(float)));
     float* to = panel_;
-    for (int s = 0; s < q.sources; ++s) {
-      const T* from = static_cast<const T*>(q.source[s].data) + image * q.source[s].image_stride;
-      constexpr int64_t step = PAIRS ? 2 : 1;
-      for (int64_t c = 0; c < q.source[s].channels; c += step, from += step * h_ * w_, to += channel_)
-        copy(from, PAIRS && c + 1 < q.source[s].channels ? from + h_ * w_ : nullptr, to);
-    }
+    for (int s = 0; s < q.sources; ++s)
+      with_type(q.source[s].dtype, [&](auto* type) {
+        const auto* from = static_cast<decltype(type)>(const_cast<void*>(q.source[s].data));
+        to = copy_source(from + image * q.source[s].image_stride, q.source[s].channels, to);
+      });
   }
 
+  template <class T>
+  float* copy_source(const T* from, int64_t channels, float* to) const {
+    constexpr int64_t step = PAIRS ? 2 : 1;
+    for (int64_t c = 0; c < channels; c += step, from += step * h_ * w_, to += channel_)
+      copy(from, PAIRS && c + 1 < channels ? from + h_ * w_ : nullptr, to);
+    return to;
+  }
   // One plane, or a pair of which the second may be missing.
+  template <class T>
   void copy(const T* plane, const T* second, float* to) const {
     const int64_t pad = q_.kernel / 2, rows = phase_ / pitch_;
     for (int phase = 0; phase < q_.stride; ++phase)
@@ -77,6 +84,7 @@ class Direct {
       }
   }
   // Sixteen elements from column x on; without a row, and outside of it, zeros.
+  template <class T>
   V load(const T* row, const T* second, int64_t x) const {
     if (row == nullptr) return V::zero();
     const auto inside = Q::mask(-x, w_ - x);
@@ -88,9 +96,11 @@ class Direct {
       return Q::load(row + x, inside);
     }
   }
+  template <class T>
   void copy_row(const T* a, const T* b, int64_t x, float* row) const {
     for (int64_t i = 0; i < pitch_; i += L, x += L) Q::store(row + i, Q::mask(0, pitch_ - i), load(a, b, x));
   }
+  template <class T>
   void copy_row_split(const T* a, const T* b, int64_t x, float* even, float* odd) const {
     for (int64_t i = 0; i < pitch_; i += L, x += 2 * L) {
       V first, second;
@@ -116,13 +126,6 @@ class Direct {
       }
   }
 
-  static V multiply_add(V factor, V in, V sum) {
-    if constexpr (PAIRS)
-      return Q::dot_pairs(factor, in, sum);
-    else
-      return V::fma(factor, in, sum);
-  }
-
   struct Cover {  // which pixels a register of outputs holds
     bool joined;
     int64_t across;  // registers of a row, where they are not joined
@@ -145,11 +148,12 @@ class Direct {
         const int s = q_.stride;
         int64_t offset = (ky % s * s + kx % s) * phase_ + ky / s * pitch_ + kx / s;
         for (int64_t c = 0; c < channels; ++c, offset += channel_, weight += kChannelBlock) {
+          __builtin_prefetch(weight + kWeightsAhead);
           V in[B];
           for (int b = 0; b < B; ++b) in[b] = V::load(at[b] + offset);
           for (int o = 0; o < kChannelBlock; ++o) {
             const V factor = V::set1(weight[o]);
-            for (int b = 0; b < B; ++b) sum[o][b] = multiply_add(factor, in[b], sum[o][b]);
+            for (int b = 0; b < B; ++b) sum[o][b] = multiply_add<Q, PAIRS>(factor, in[b], sum[o][b]);
           }
         }
       }
@@ -174,9 +178,14 @@ class Direct {
   void store(int64_t channel, int64_t row, int64_t x, V out) const {
     const auto mask = Q::mask(-x, columns_ - x);
     const int64_t at = (channel * q_.h_out + y0_ + row) * q_.w_out + x0_ + x;
-    if (q_.residual.data)
-      out = out + Q::load(static_cast<const T*>(q_.residual.data) + image_ * q_.residual.image_stride + at, mask);
-    if (channel >= q_.relu_from) out = out.relu();
-    Q::store(static_cast<T*>(const_cast<void*>(q_.output.data)) + image_ * q_.output.image_stride + at, mask, out);
+    with_type(q_.output.dtype, [&](auto* type) {
+      using T = decltype(type);
+      V y = out;
+      if (q_.residual.data)
+        y = y +
+            Q::load(static_cast<T>(const_cast<void*>(q_.residual.data)) + image_ * q_.residual.image_stride + at, mask);
+      if (channel >= q_.relu_from) y = y.relu();
+      Q::store(static_cast<T>(const_cast<void*>(q_.output.data)) + image_ * q_.output.image_stride + at, mask, y);
+    });
   }
 };

@@ -40,13 +40,7 @@ void backward_avx512(const BackwardProblem& q) {
 }
 
 void convolve_avx512(const Convolution* convolutions, int count) {
-  using namespace avx512;
-  switch (convolutions->dtype) {
-    case DType::kFloat32: return Convolve<QuadsAvx512, float>::run(convolutions, count);
-    case DType::kBFloat16: return Convolve<QuadsAvx512, BFloat16>::run(convolutions, count);
-    case DType::kFloat16: return Convolve<QuadsAvx512, Float16>::run(convolutions, count);
-    case DType::kFloat64: return;  // refused before
-  }
+  avx512::Convolve<avx512::QuadsAvx512>::run(convolutions, count);
 }
 
 void norm_avx512(const NormProblem& q, bool forward) {

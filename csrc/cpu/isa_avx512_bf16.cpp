@@ -22,9 +22,7 @@ void exchange_avx512_bf16(const Problem& q) {
 }
 
 void convolve_avx512_bf16(const Convolution* convolutions, int count) {
-  using namespace avx512_bf16;
-  if (convolutions->dtype != DType::kBFloat16) return convolve_avx512(convolutions, count);
-  Convolve<QuadsAvx512, BFloat16>::run(convolutions, count);
+  avx512_bf16::Convolve<avx512_bf16::QuadsAvx512>::run(convolutions, count);
 }
 
 }  // namespace hrnet_fast

@@ -9,6 +9,7 @@ namespace hrnet_fast {
 namespace {
 
 int64_t blocks_of(int64_t c_out) { return (c_out + kChannelBlock - 1) / kChannelBlock; }
+int rows_of(Algorithm algorithm) { return is_winograd(algorithm) ? tile_of(algorithm) + 2 : 0; }
 
 struct Packing {
   const float* weight;
@@ -16,6 +17,7 @@ struct Packing {
   int64_t c_out, c_in, taps;
   int n;              // rows of the filter's transform; 0: none
   const double (*g)[3];
+  bool pairs;
 };
 
 // Winograd's transform of 3x3 filters, for the points that winograd.h transforms its inputs with.
@@ -28,70 +30,69 @@ constexpr double kG4[6][3] = {{1, 0, 0},
                               {0, 0, 1}};
 constexpr double kG2[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
 
-// One block of output channels: [tap or point][c_in][kChannelBlock], zeros behind the last channel.
+// A filter at a tap, or transformed at a point.
+class Filter {
+ public:
+  Filter(const Packing& p, int64_t channel, int64_t c) : n_(p.n), g_(p.g) {
+    present_ = channel < p.c_out && c < p.c_in;
+    if (!present_) return;
+    tap_ = p.weight + (channel * p.c_in + c) * p.taps;
+    for (int r = 0; r < n_; ++r)  // g w
+      for (int x = 0; x < 3; ++x) half_[r][x] = g_[r][0] * tap_[x] + g_[r][1] * tap_[3 + x] + g_[r][2] * tap_[6 + x];
+  }
+  float at(int64_t point) const {
+    if (!present_) return 0.f;
+    if (n_ == 0) return tap_[point];
+    const double (&h)[3] = half_[point / n_];
+    const double (&g)[3] = g_[point % n_];
+    return static_cast<float>(h[0] * g[0] + h[1] * g[1] + h[2] * g[2]);
+  }
+
+ private:
+  const int n_;
+  const double (*const g_)[3];
+  bool present_;
+  const float* tap_;
+  double half_[6][3];
+};
+
+// One block of output channels: [tap or point][c_in][kChannelBlock], zeros behind the last channel. With pairs two
+// input channels, rounded to bfloat16, lie in the bits of a float: [tap or point][c_in / 2][kChannelBlock].
 void pack_blocks(int64_t begin, int64_t end, void* context) {
   const Packing& p = *static_cast<const Packing*>(context);
-  const int points = p.n == 0 ? static_cast<int>(p.taps) : p.n * p.n;
-  for (int64_t block = begin; block < end; ++block) {
-    float* to = p.packed + block * points * p.c_in * kChannelBlock;
-    for (int64_t o = 0; o < kChannelBlock; ++o) {
-      const int64_t channel = block * kChannelBlock + o;
-      for (int64_t c = 0; c < p.c_in; ++c) {
-        const float* w = p.weight + (channel * p.c_in + c) * p.taps;
-        float* at = to + c * kChannelBlock + o;
-        const int64_t step = p.c_in * kChannelBlock;
-        if (channel >= p.c_out) {
-          for (int i = 0; i < points; ++i) at[i * step] = 0.f;
-        } else if (p.n == 0) {
-          for (int i = 0; i < points; ++i) at[i * step] = w[i];
+  const int64_t points = p.n == 0 ? p.taps : int64_t{p.n} * p.n, depth = p.pairs ? (p.c_in + 1) / 2 : p.c_in;
+  const int64_t step = depth * kChannelBlock;
+  for (int64_t block = begin; block < end; ++block)
+    for (int64_t o = 0; o < kChannelBlock; ++o)
+      for (int64_t c = 0; c < depth; ++c) {
+        const int64_t channel = block * kChannelBlock + o;
+        float* to = p.packed + block * points * step + c * kChannelBlock + o;
+        if (p.pairs) {
+          const Filter low(p, channel, 2 * c), high(p, channel, 2 * c + 1);
+          for (int64_t i = 0; i < points; ++i) {
+            const uint32_t both = to_bfloat16(low.at(i)).bits | uint32_t{to_bfloat16(high.at(i)).bits} << 16;
+            std::memcpy(to + i * step, &both, sizeof(both));
+          }
         } else {
-          double half[6][3];  // g w
-          for (int r = 0; r < p.n; ++r)
-            for (int x = 0; x < 3; ++x) half[r][x] = p.g[r][0] * w[x] + p.g[r][1] * w[3 + x] + p.g[r][2] * w[6 + x];
-          for (int r = 0; r < p.n; ++r)
-            for (int x = 0; x < p.n; ++x)
-              at[(r * p.n + x) * step] =
-                  static_cast<float>(half[r][0] * p.g[x][0] + half[r][1] * p.g[x][1] + half[r][2] * p.g[x][2]);
+          const Filter filter(p, channel, c);
+          for (int64_t i = 0; i < points; ++i) to[i * step] = filter.at(i);
         }
       }
-    }
-  }
-}
-
-// The same with two input channels, rounded to bfloat16, in the bits of a float: [tap][c_in / 2][kChannelBlock].
-void pack_pairs(int64_t begin, int64_t end, void* context) {
-  const Packing& p = *static_cast<const Packing*>(context);
-  const int64_t pairs = (p.c_in + 1) / 2;
-  const auto bits = [&](int64_t channel, int64_t c, int64_t tap) -> uint32_t {
-    if (channel >= p.c_out || c >= p.c_in) return 0;
-    return to_bfloat16(p.weight[(channel * p.c_in + c) * p.taps + tap]).bits;
-  };
-  for (int64_t block = begin; block < end; ++block)
-    for (int64_t tap = 0; tap < p.taps; ++tap)
-      for (int64_t c = 0; c < pairs; ++c)
-        for (int64_t o = 0; o < kChannelBlock; ++o) {
-          const int64_t channel = block * kChannelBlock + o;
-          const uint32_t both = bits(channel, 2 * c, tap) | bits(channel, 2 * c + 1, tap) << 16;
-          std::memcpy(p.packed + ((block * p.taps + tap) * pairs + c) * kChannelBlock + o, &both, sizeof(both));
-        }
-}
-
-int points_of(Algorithm algorithm) {
-  return algorithm == Algorithm::kWinograd4 ? 6 : algorithm == Algorithm::kWinograd2 ? 4 : 0;
 }
 
 }  // namespace
 
 int64_t packed_weight_size(Algorithm algorithm, int64_t c_out, int64_t c_in, int kernel) {
-  const int n = points_of(algorithm);
-  if (algorithm == Algorithm::kPairs) c_in = (c_in + 1) / 2;
+  const int n = rows_of(algorithm);
+  if (has_pairs(algorithm)) c_in = (c_in + 1) / 2;
   return blocks_of(c_out) * (n == 0 ? kernel * kernel : n * n) * c_in * kChannelBlock;
 }
 
 void pack_weights(Algorithm algorithm, const float* weight, int64_t c_out, int64_t c_in, int kernel, float* packed) {
-  const int n = points_of(algorithm);
-  Packing packing = {weight, packed, c_out, c_in, int64_t{kernel} * kernel, n, n == 6 ? kG4 : kG2};
-  parallel_for(blocks_of(c_out), 1, algorithm == Algorithm::kPairs ? pack_pairs : pack_blocks, &packing);
+  const int n = rows_of(algorithm);
+  Packing packing = {
+      weight, packed, c_out, c_in, int64_t{kernel} * kernel, n, n == 6 ? kG4 : kG2, has_pairs(algorithm)};
+  parallel_for(blocks_of(c_out), 1, pack_blocks, &packing);
 }
 
 }  // namespace hrnet_fast

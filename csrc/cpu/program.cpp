@@ -46,11 +46,19 @@ class Reader {
                     "run_program: ", bytes, " bytes at (", base, ", ", offset, ") are outside of the tensors");
     return regions_[base].data + offset;
   }
-  // Images [n, channels, h, w] with dense planes: address, channels, elements from image to image.
-  Planes planes(int64_t n, int64_t h, int64_t w, int64_t itemsize) {
-    const int64_t channels = next(), stride = next();
-    STD_TORCH_CHECK(channels > 0 && stride >= channels * h * w, "run_program: images overlap");
-    return {address(((n - 1) * stride + channels * h * w) * itemsize), channels, stride};
+  DType dtype() {
+    const int64_t code = next();
+    STD_TORCH_CHECK(code == 0 || code == 2 || code == 3, "run_program: unknown dtype ", code);
+    return code == 0 ? DType::kFloat32 : code == 2 ? DType::kBFloat16 : DType::kFloat16;
+  }
+  // Images [n, channels, h, w] with dense planes: dtype, channels, elements from image to image, address.
+  Planes planes(int64_t n, int64_t h, int64_t w) {
+    Planes p;
+    p.dtype = dtype();
+    p.channels = next(), p.image_stride = next();
+    STD_TORCH_CHECK(p.channels > 0 && p.image_stride >= p.channels * h * w, "run_program: images overlap");
+    p.data = address(((n - 1) * p.image_stride + p.channels * h * w) * element_size(p.dtype));
+    return p;
   }
 
  private:
@@ -58,38 +66,32 @@ class Reader {
   const std::vector<Region>& regions_;
 };
 
-DType dtype_of(int64_t code) {
-  STD_TORCH_CHECK(code == 0 || code == 2 || code == 3, "run_program: unknown dtype ", code);
-  return code == 0 ? DType::kFloat32 : code == 2 ? DType::kBFloat16 : DType::kFloat16;
-}
-
 Convolution read_convolution(Reader& in) {
   Convolution q;
-  q.algorithm = static_cast<Algorithm>(in.next());
-  q.dtype = dtype_of(in.next());
+  const int64_t algorithm = in.next();
+  q.algorithm = static_cast<Algorithm>(algorithm);
   q.n = in.next(), q.h = in.next(), q.w = in.next(), q.c_out = in.next();
   q.kernel = static_cast<int>(in.next()), q.stride = static_cast<int>(in.next());
   q.relu_from = in.next();
   q.sources = static_cast<int>(in.next());
-  const bool winograd = is_winograd(q.algorithm), pairs = q.algorithm == Algorithm::kPairs;
+  const bool winograd = is_winograd(q.algorithm), pairs = has_pairs(q.algorithm);
   STD_TORCH_CHECK(q.n > 0 && q.h > 0 && q.w > 0 && q.c_out > 0 && q.kernel % 2 == 1 && q.kernel > 0 && q.kernel < 16 &&
                       (q.stride == 1 || q.stride == 2) && q.sources >= 1 && q.sources <= kMaxSources &&
-                      (winograd || pairs || q.algorithm == Algorithm::kDirect) &&
+                      algorithm >= 0 && algorithm < kAlgorithms &&
                       (!winograd || (q.kernel == 3 && q.stride == 1 && q.sources == 1)) &&
-                      (!pairs || (q.dtype == DType::kBFloat16 && has_pairs())),
+                      (!pairs || multiplies_pairs()),
                   "run_program: a convolution that the kernels do not know");
   q.h_out = (q.h - 1) / q.stride + 1, q.w_out = (q.w - 1) / q.stride + 1;
-  const int64_t itemsize = element_size(q.dtype);
   for (int s = 0; s < q.sources; ++s) {
-    q.source[s] = in.planes(q.n, q.h, q.w, itemsize);
+    q.source[s] = in.planes(q.n, q.h, q.w);
     STD_TORCH_CHECK(!pairs || s + 1 == q.sources || q.source[s].channels % 2 == 0,
                     "run_program: pairs of channels of two images");
     q.c_in += q.source[s].channels;
   }
-  q.output = in.planes(q.n, q.h_out, q.w_out, itemsize);
-  q.residual = in.planes(q.n, q.h_out, q.w_out, itemsize);
-  STD_TORCH_CHECK(q.output.channels == q.c_out && q.residual.channels == q.c_out,
-                  "run_program: a convolution's output or residual has other channels");
+  q.output = in.planes(q.n, q.h_out, q.w_out);
+  q.residual = in.planes(q.n, q.h_out, q.w_out);
+  STD_TORCH_CHECK(q.output.channels == q.c_out && q.residual.channels == q.c_out && q.residual.dtype == q.output.dtype,
+                  "run_program: a convolution's residual is not like its output");
   const int64_t weights = packed_weight_size(q.algorithm, q.c_out, q.c_in, q.kernel);
   q.weight = reinterpret_cast<const float*>(in.address(weights * static_cast<int64_t>(sizeof(float))));
   q.bias = reinterpret_cast<const float*>(in.address(q.c_out * static_cast<int64_t>(sizeof(float))));
@@ -102,14 +104,12 @@ void run_convolutions(Reader& in) {
   const int64_t count = in.next();
   STD_TORCH_CHECK(count >= 1 && count <= kMaxConvolutions, "run_program: ", count, " convolutions in a step");
   Convolution convolutions[kMaxConvolutions];
-  for (int64_t i = 0; i < count; ++i) {
-    convolutions[i] = read_convolution(in);
-    STD_TORCH_CHECK(convolutions[i].dtype == convolutions[0].dtype, "run_program: dtypes are mixed in a step");
-  }
+  for (int64_t i = 0; i < count; ++i) convolutions[i] = read_convolution(in);
   run_convolve(convolutions, static_cast<int>(count));
 }
 
-Image image_of(const Planes& p, int64_t n, int64_t h, int64_t w) {
+Image image_of(const Planes& p, DType dtype, int64_t n, int64_t h, int64_t w) {
+  STD_TORCH_CHECK(p.dtype == dtype, "run_program: an exchange of images of different dtypes");
   return {p.data, n, p.channels, h, w, p.image_stride, h * w, w, 1};
 }
 
@@ -125,7 +125,7 @@ Matrix matrix_of(Reader& in, int64_t rows, int64_t cols, int64_t itemsize) {
 
 void run_exchange_step(Reader& in) {
   Problem q;
-  q.dtype = dtype_of(in.next());
+  q.dtype = in.dtype();
   q.mode = static_cast<Mode>(in.next());
   STD_TORCH_CHECK(q.mode == Mode::kNearest || q.mode == Mode::kBilinear || q.mode == Mode::kBilinearAlignCorners,
                   "run_program: unknown mode");
@@ -139,8 +139,8 @@ void run_exchange_step(Reader& in) {
     const int64_t height = in.next(), width = in.next();
     STD_TORCH_CHECK(height > 0 && height <= h && width > 0 && width <= w,
                     "run_program: an input is larger than the sum");
-    const Planes x = in.planes(n, height, width, itemsize);
-    q.input[j] = image_of(x, n, height, width);
+    const Planes x = in.planes(n, height, width);
+    q.input[j] = image_of(x, q.dtype, n, height, width);
     q.weight[j] = matrix_of(in, q.channels, x.channels, itemsize);
     STD_TORCH_CHECK(x.data != nullptr && (q.weight[j].data != nullptr || x.channels == q.channels),
                     "run_program: an input without a weight has other channels");
@@ -150,10 +150,10 @@ void run_exchange_step(Reader& in) {
   STD_TORCH_CHECK(projected >= 0, "run_program: a negative number of channels");
   q.projection = matrix_of(in, projected, q.channels, itemsize);
   q.projection_bias = vector_of(in, projected, itemsize);
-  const Planes y = in.planes(n, h, w, itemsize);
+  const Planes y = in.planes(n, h, w);
   STD_TORCH_CHECK(y.data != nullptr && y.channels == (q.projection.data ? projected : q.channels),
                   "run_program: an exchange's output has other channels");
-  q.output = image_of(y, n, h, w);
+  q.output = image_of(y, q.dtype, n, h, w);
   run_exchange(q);
 }
 
@@ -191,7 +191,7 @@ void pack_convolution(Tensor weight, int64_t algorithm, Tensor packed) {
   const auto a = static_cast<Algorithm>(algorithm);
   STD_TORCH_CHECK(weight.dim() == 4 && weight.scalar_type() == ScalarType::Float && weight.is_contiguous() &&
                       packed.scalar_type() == ScalarType::Float && packed.is_contiguous() &&
-                      weight.size(2) == weight.size(3) && algorithm >= 0 && algorithm <= 3 &&
+                      weight.size(2) == weight.size(3) && algorithm >= 0 && algorithm < kAlgorithms &&
                       (!is_winograd(a) || weight.size(2) == 3),
                   "pack_convolution: expected dense float32 weights [c_out, c_in, k, k]");
   const int64_t size = packed_weight_size(a, weight.size(0), weight.size(1), static_cast<int>(weight.size(2)));
@@ -204,7 +204,7 @@ int64_t packed_convolution_size(int64_t algorithm, int64_t c_out, int64_t c_in, 
   return packed_weight_size(static_cast<Algorithm>(algorithm), c_out, c_in, static_cast<int>(kernel));
 }
 
-bool has_bfloat16_pairs() { return has_pairs(); }
+bool has_bfloat16_pairs() { return multiplies_pairs(); }
 
 std::string why_not_program() { return why_not_convolve() == nullptr ? "" : why_not_convolve(); }
 

@@ -74,6 +74,21 @@ struct QuadsAvx512 {
     const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, b));
     return {_mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)))};
   }
+  static V load_pairs(const float* a, const float* b, Mask m) {
+    return join_pairs(load(a, m), b == nullptr ? V::zero() : load(b, m));
+  }
+  static V load_pairs(const Float16* a, const Float16* b, Mask m) {
+    return join_pairs(load(a, m), b == nullptr ? V::zero() : load(b, m));
+  }
+  // The same of numbers that are rounded to it.
+  static V join_pairs(V a, V b) {
+    alignas(64) static const int16_t kPick[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                  8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512bh both = _mm512_cvtne2ps_pbh(b.v, a.v);
+    __m512i bits;
+    std::memcpy(&bits, &both, sizeof(bits));
+    return {_mm512_castsi512_ps(_mm512_permutexvar_epi16(_mm512_load_si512(kPick), bits))};
+  }
   static V dot_pairs(V a, V b, V sum) {
     __m512bh x, y;
     std::memcpy(&x, &a, sizeof(x));
@@ -82,3 +97,25 @@ struct QuadsAvx512 {
   }
 #endif
 };
+
+// Weights are asked for so many numbers (2 KiB) ahead: the hardware does not follow them over the borders of pages.
+constexpr int64_t kWeightsAhead = 512;
+
+// sum + factor * in, or with PAIRS the products of both halves of the lanes.
+template <class Q, bool PAIRS>
+static typename Q::V multiply_add(typename Q::V factor, typename Q::V in, typename Q::V sum) {
+  if constexpr (PAIRS)
+    return Q::dot_pairs(factor, in, sum);
+  else
+    return Q::V::fma(factor, in, sum);
+}
+
+// Calls f with a null pointer to elements of a type. One place for all kernels; what runs in f is small or long.
+template <class F>
+static void with_type(DType dtype, F&& f) {
+  switch (dtype) {
+    case DType::kBFloat16: return f(static_cast<BFloat16*>(nullptr));
+    case DType::kFloat16: return f(static_cast<Float16*>(nullptr));
+    default: return f(static_cast<float*>(nullptr));
+  }
+}

@@ -133,7 +133,7 @@ const char* why_not_convolve() {
   return level().convolve == nullptr ? "planned convolutions need AVX-512 (F, BW, DQ, VL)" : nullptr;
 }
 
-bool has_pairs() { return level().convolve == convolve_avx512_bf16; }
+bool multiplies_pairs() { return level().convolve == convolve_avx512_bf16; }
 
 void run_convolve(const Convolution* convolutions, int count) {
   if (why_not_convolve() != nullptr) throw std::runtime_error(why_not_convolve());

@@ -46,7 +46,10 @@ struct WinogradTransform<V, 4> {
   }
 };
 
-template <class Q, class T, int M>
+//
+// With PAIRS two transformed input channels, rounded to bfloat16, lie in a lane, and an instruction multiplies both.
+
+template <class Q, int M, bool PAIRS = false>
 class Winograd {
   using V = typename Q::V;
   using Transform = WinogradTransform<V, M>;
@@ -59,7 +62,7 @@ class Winograd {
   }
   // Registers of a block: what its transformed inputs may take of the second cache decides.
   static int64_t block(const Convolution& q) {
-    const int64_t fits = kBlockBytes / (P * q.c_in * L * static_cast<int64_t>(sizeof(float)));
+    const int64_t fits = kBlockBytes / (P * depth(q) * L * static_cast<int64_t>(sizeof(float)));
     return fits < 1 ? 1 : fits > 4 ? 4 : fits;
   }
   // Registers first .. first + count - 1 (at most 4), output channels of the blocks from .. to - 1.
@@ -74,6 +77,7 @@ class Winograd {
 
  private:
   static constexpr int64_t kBlockBytes = 600 << 10;
+  static constexpr int64_t kPlanesAhead = 2;
   struct Quad {  // offsets in elements, from the beginning of the tensors
     int64_t y;  // first row
     int64_t input;  // of the first pixel that the quad reads: one row up, one column to the left
@@ -87,8 +91,9 @@ class Winograd {
     bool inner;  // all rows that they read are inside of the image
   };
   const Convolution& q_;
-  const int64_t plane_;
-  explicit Winograd(const Convolution& q) : q_(q), plane_(q.h * q.w) {}
+  const int64_t plane_, depth_;
+  static int64_t depth(const Convolution& q) { return PAIRS ? ceil_div(q.c_in, 2) : q.c_in; }
+  explicit Winograd(const Convolution& q) : q_(q), plane_(q.h * q.w), depth_(depth(q)) {}
 
   void place(int64_t vector, Quads& to) const {
     const int64_t across = ceil_div(q_.w, kWidth), down = ceil_div(q_.h, M);
@@ -111,17 +116,20 @@ class Winograd {
 
   template <int B, int G>
   void tiles(int64_t first, int64_t from, int64_t to) const {
-    const int64_t step = B * L, pitch = q_.c_in * step + L;  // one line more: powers of two would share cache sets
+    const int64_t step = B * L, pitch = depth_ * step + L;  // one line more: powers of two would share cache sets
     constexpr int64_t kProducts = P * G * kChannelBlock * B * L;
     float* products = static_cast<float*>(scratch(0, (kProducts + P * pitch) * sizeof(float)));
     float* inputs = products + kProducts;
     Quads quads[B];
     for (int b = 0; b < B; ++b) {
       place(first + b, quads[b]);
-      if (quads[b].inner)
-        transform_inputs<true>(quads[b], inputs + b * L, step, pitch);
-      else
-        transform_inputs<false>(quads[b], inputs + b * L, step, pitch);
+      with_type(q_.source[0].dtype, [&](auto* type) {
+        const auto* from = static_cast<decltype(type)>(const_cast<void*>(q_.source[0].data));
+        if (quads[b].inner)
+          transform_inputs<true>(from, quads[b], inputs + b * L, step, pitch);
+        else
+          transform_inputs<false>(from, quads[b], inputs + b * L, step, pitch);
+      });
     }
     int64_t block = from;
     for (; block + G <= to; block += G) channels<B, G>(quads, block, inputs, pitch, products);
@@ -132,39 +140,59 @@ class Winograd {
     if (block < to) channels<B, 1>(quads, block, inputs, pitch, products);
   }
 
-  template <bool INNER>
-  void transform_inputs(const Quads& quads, float* to, int64_t step, int64_t pitch) const {
-    const T* from = static_cast<const T*>(q_.source[0].data);
+  template <bool INNER, class T>
+  void transform_inputs(const T* from, const Quads& quads, float* to, int64_t step, int64_t pitch) const {
     const T* at[4];
     typename Q::Mask reads[4], more[4];
     for (int i = 0; i < 4; ++i) {
       at[i] = from + quads.quad[i].input;
       reads[i] = quads.quad[i].reads, more[i] = quads.quad[i].more;
     }
-    for (int64_t c = 0, offset = 0; c < q_.c_in; ++c, offset += plane_, to += step) {
-      V d[N][N];
-      for (int r = 0; r < N; ++r) {
-        const int64_t row = offset + r * q_.w;
-        V pixels[4], last[4];
-        for (int i = 0; i < 4; ++i) {
-          const Quad& quad = quads.quad[i];
-          if (INNER || (quad.rows > 0 && quad.y - 1 + r >= 0 && quad.y - 1 + r < q_.h)) {
-            pixels[i] = Q::load(at[i] + row, reads[i]);
-            if (M == 4) last[i] = Q::load(at[i] + row + 4, more[i]);
-          } else {
-            pixels[i] = last[i] = V::zero();
-          }
+    for (int64_t c = 0; c < q_.c_in; c += PAIRS ? 2 : 1, to += step) {
+      V elements[N][N];
+      transform_plane<INNER>(quads, at, reads, more, c * plane_, elements);
+      if constexpr (PAIRS) {
+        V second[N][N];
+        if (c + 1 < q_.c_in)
+          transform_plane<INNER>(quads, at, reads, more, (c + 1) * plane_, second);
+        else
+          for (V(&row)[N] : second)
+            for (V& element : row) element = V::zero();
+        for (int r = 0; r < N; ++r)
+          for (int x = 0; x < N; ++x) elements[r][x] = Q::join_pairs(elements[r][x], second[r][x]);
+      }
+      for (int r = 0; r < N; ++r)
+        for (int x = 0; x < N; ++x) elements[r][x].store(to + (r * N + x) * pitch);
+    }
+  }
+
+  // The transformed tiles of one channel.
+  template <bool INNER, class T>
+  void transform_plane(const Quads& quads, const T* const (&at)[4], const typename Q::Mask (&reads)[4],
+                       const typename Q::Mask (&more)[4], int64_t offset, V (&to)[N][N]) const {
+    V d[N][N];
+    for (int r = 0; r < N; ++r) {
+      const int64_t row = offset + r * q_.w;
+      V pixels[4], last[4];
+      for (int i = 0; i < 4; ++i) {
+        const Quad& quad = quads.quad[i];
+        if (INNER || (quad.rows > 0 && quad.y - 1 + r >= 0 && quad.y - 1 + r < q_.h)) {
+          __builtin_prefetch(at[i] + row + kPlanesAhead * plane_);  // planes lie far apart
+          pixels[i] = Q::load(at[i] + row, reads[i]);
+          if (M == 4) last[i] = Q::load(at[i] + row + 4, more[i]);
+        } else {
+          pixels[i] = last[i] = V::zero();
         }
-        Q::template split<M, 4>(pixels, d[r]);
-        if constexpr (M == 4) Q::template split<M, 2>(last, d[r] + 4);
-        Transform::input(d[r]);
       }
-      for (int x = 0; x < N; ++x) {
-        V column[N];
-        for (int r = 0; r < N; ++r) column[r] = d[r][x];
-        Transform::input(column);
-        for (int r = 0; r < N; ++r) column[r].store(to + (r * N + x) * pitch);
-      }
+      Q::template split<M, 4>(pixels, d[r]);
+      if constexpr (M == 4) Q::template split<M, 2>(last, d[r] + 4);
+      Transform::input(d[r]);
+    }
+    for (int x = 0; x < N; ++x) {
+      V column[N];
+      for (int r = 0; r < N; ++r) column[r] = d[r][x];
+      Transform::input(column);
+      for (int r = 0; r < N; ++r) to[r][x] = column[r];
     }
   }
 
@@ -172,22 +200,23 @@ class Winograd {
   template <int B, int G>
   void channels(const Quads (&quads)[B], int64_t block, const float* inputs, int64_t pitch, float* products) const {
     constexpr int O = G * kChannelBlock;
-    const int64_t weights = P * q_.c_in * kChannelBlock;  // of a block
+    const int64_t weights = P * depth_ * kChannelBlock;  // of a block
     const float* weight = q_.weight + block * weights;
     for (int p = 0; p < P; ++p) {
       V sum[O][B];
       for (int o = 0; o < O; ++o)
         for (int b = 0; b < B; ++b) sum[o][b] = V::zero();
       const float* x = inputs + p * pitch;
-      const float* w = weight + p * q_.c_in * kChannelBlock;
-      for (int64_t c = 0; c < q_.c_in; ++c, x += B * L, w += kChannelBlock) {
+      const float* w = weight + p * depth_ * kChannelBlock;
+      for (int64_t c = 0; c < depth_; ++c, x += B * L, w += kChannelBlock) {
         V in[B];
         for (int b = 0; b < B; ++b) in[b] = V::load(x + b * L);
+        for (int g = 0; g < G; ++g) __builtin_prefetch(w + g * weights + kWeightsAhead);
         for (int g = 0; g < G; ++g)
           for (int o = 0; o < kChannelBlock; ++o) {
             const V factor = V::set1(w[g * weights + o]);
             for (int b = 0; b < B; ++b)
-              sum[g * kChannelBlock + o][b] = V::fma(factor, in[b], sum[g * kChannelBlock + o][b]);
+              sum[g * kChannelBlock + o][b] = multiply_add<Q, PAIRS>(factor, in[b], sum[g * kChannelBlock + o][b]);
           }
       }
       for (int o = 0; o < O; ++o)
@@ -196,11 +225,14 @@ class Winograd {
     for (int o = 0; o < O; ++o) {
       const int64_t channel = block * kChannelBlock + o;
       if (channel >= q_.c_out) break;
-      for (int b = 0; b < B; ++b) finish(quads[b], channel, products + (o * B + b) * P * L);
+      with_type(q_.output.dtype, [&](auto* type) {
+        for (int b = 0; b < B; ++b) finish(quads[b], channel, products + (o * B + b) * P * L, type);
+      });
     }
   }
 
-  void finish(const Quads& quads, int64_t channel, const float* products) const {
+  template <class T>
+  void finish(const Quads& quads, int64_t channel, const float* products, T*) const {
     V rows[N][M];
     for (int r = 0; r < N; ++r) {
       V m[N];

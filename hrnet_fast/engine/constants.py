@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.engine.graph import Weight
-from hrnet_fast.engine.lowering import PAIRS, Convolution, Exchange
+from hrnet_fast.engine.lowering import DIRECT, PAIRS, Convolution, Exchange
 from hrnet_fast.folding import rounded
 
 ALIGNMENT = 64
@@ -39,7 +39,7 @@ class Constants:
 
         def fill_weight(to: Tensor) -> None:
             weight = torch.cat([torch.cat([w.kernel() for w in block], 1) for block in parts])
-            weight = rounded(weight, torch.bfloat16).float() if op.algorithm == PAIRS else weight.contiguous()
+            weight = rounded(weight, torch.bfloat16).float() if op.algorithm == DIRECT + PAIRS else weight.contiguous()
             torch.ops.hrnet_fast.pack_convolution(weight, op.algorithm, to.view(torch.float32))
 
         def fill_bias(to: Tensor) -> None:

@@ -3,13 +3,19 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+import torch
+
 from hrnet_fast.call import MAX_INPUTS
 from hrnet_fast.engine.graph import Call, Conv, Step, Sum, Weight
 from hrnet_fast.engine.tape import NotPlannable, Tape, Value
 
 MAX_SOURCES, MAX_CONVOLUTIONS = 4, 16  # kMaxSources and kMaxConvolutions of csrc/cpu/convolution.h
-DIRECT, WINOGRAD2, WINOGRAD4, PAIRS = 0, 1, 2, 3  # Algorithm of csrc/cpu/convolution.h
-READING = 2.4  # reading a weight from memory, in multiply-adds of a register: 25 GB/s beside 490 GFLOP/s
+DIRECT, WINOGRAD2, WINOGRAD4 = 0, 1, 2  # Algorithm of csrc/cpu/convolution.h
+PAIRS = 3  # added to it: factors in bfloat16, two channels a multiplication
+# In multiply-adds of a register (fitted to 24 shapes from 18 channels at 128x128 to 384 at 7x7, two cores of a Zen 5):
+READING = 0.6  # of a weight from memory
+TRANSFORMS = {2: 100, 4: 370}  # of sixteen tiles of a channel, there and back
+DIRECT_PRODUCT = 0.77  # without Winograd's buffer between products and result
 
 
 @dataclass(eq=False)
@@ -18,6 +24,11 @@ class Buffer:
 
     shape: tuple[int, int, int, int]
     external: bool = False
+    wide: bool = False  # float32 whatever the dtype of the network
+
+    def dtype(self, network: torch.dtype) -> torch.dtype:
+        """Of the image, in a network that computes in another one."""
+        return torch.float32 if self.wide else network
 
 
 @dataclass(frozen=True)
@@ -129,7 +140,11 @@ class _Lowering:
         levels = _by_level(self._operations)
         external = {o.buffer for o in outputs if isinstance(o, Image)}
         joined = [_join(level, external) for level in levels]
-        return Lowered(image, [part for level in joined for part in _parts(level)], outputs, self._results)
+        steps = [part for level in joined for part in _parts(level)]
+        if self._pairs:
+            _widen(steps)
+        _add_in_place(steps)
+        return Lowered(image, steps, outputs, self._results)
 
     def _output(self, value: Value) -> Image | Buffer | None:
         if value is self._tape.image:
@@ -212,36 +227,33 @@ class _Lowering:
         weights = [conv.weight for conv in group]
         made = Convolution(output, [self._image(conv.value) for conv in group], [weights], kernel, stride, residual,
                            0 if relu else output.channels)  # fmt: skip
-        # Their weights are rounded to bfloat16. Where streams are exchanged that is felt most: of the error of whole
-        # networks (random weights, w48) 2.6e-2 became 3.6e-2, which is more than is allowed.
-        rounds = exchanged or stride > 1 or any(s.channels % 2 for s in made.sources[:-1])
-        direct = PAIRS if self._pairs and not rounds else DIRECT
-        made.algorithm = direct
+        pairs = PAIRS if self._pairs and not any(s.channels % 2 for s in made.sources[:-1]) else 0
+        made.algorithm = DIRECT + pairs
         if self._winograd and kernel == 3 and stride == 1:
-            made.algorithm = algorithm(output.buffer.shape, made.sources[0].channels, direct)
+            made.algorithm = algorithm(output.buffer.shape, made.sources[0].channels, pairs)
         self._operations.append(made)
 
 
-def algorithm(shape: tuple[int, int, int, int], c_in: int, direct: int) -> int:
-    """Which algorithm a 3x3 convolution of stride 1 with this output shape takes, ``direct`` or one of Winograd's.
+def algorithm(shape: tuple[int, int, int, int], c_in: int, pairs: int = 0) -> int:
+    """Which algorithm a 3x3 convolution of stride 1 with this output shape takes, DIRECT or one of Winograd's.
 
     What is compared are multiply-adds of registers of sixteen numbers, those of the transforms, and the reading of the
-    weights, which Winograd's has four times (tiles of 4x4) or nearly two times (2x2) of.
+    weights, which Winograd's has four times (tiles of 4x4) or nearly two times (2x2) of. ``pairs`` is 0 or PAIRS.
     """
     n, c_out, h, w = shape
-    pairs, channels = c_in * c_out, c_in + c_out
+    channels = c_in + c_out
+    products = c_in * c_out / (2 if pairs else 1)  # as many multiplications, and bytes of the weights
 
     def registers(tile: int) -> int:  # sixteen tiles each: four rows of four tiles side by side
         return -(-n * -(-h // tile) * -(-w // (4 * tile)) // 4)
 
     pixels = n * min(h * -(-w // 16), -(-h * (w + 2) // 16))
-    half = 2 if direct == PAIRS else 1  # as many multiplications, and bytes of the weights
     costs = {
-        WINOGRAD4: registers(4) * (36 * pairs + 250 * channels) + 36 * pairs * READING,
-        WINOGRAD2: registers(2) * (16 * pairs + 80 * channels) + 16 * pairs * READING,
-        direct: (pixels * 9 * pairs + 9 * pairs * READING) / half,
+        WINOGRAD4: registers(4) * (36 * products + TRANSFORMS[4] * channels) + 36 * products * READING,
+        WINOGRAD2: registers(2) * (16 * products + TRANSFORMS[2] * channels) + 16 * products * READING,
+        DIRECT: 9 * products * (pixels * DIRECT_PRODUCT + READING),
     }
-    return min(costs, key=costs.get)
+    return pairs + min(costs, key=costs.get)
 
 
 def _groups(convs: list[Conv]) -> Iterator[list[Conv]]:
@@ -281,7 +293,7 @@ def _join(level: list[Operation], external: set[Buffer]) -> list[Operation]:
     families: dict[tuple, list[Convolution]] = {}
     kept: list[Operation] = []
     for op in level:
-        simple = isinstance(op, Convolution) and op.algorithm in (DIRECT, PAIRS) and op.residual is None
+        simple = isinstance(op, Convolution) and op.algorithm % PAIRS == DIRECT and op.residual is None
         # the arena's images can lie side by side, what the caller gets cannot
         if simple and not op.output.buffer.external and op.output.buffer not in external:
             families.setdefault((tuple(op.sources), op.kernel, op.stride, op.algorithm), []).append(op)
@@ -306,6 +318,51 @@ def _move(image: Image, whole: Buffer, first: int) -> None:
     """Everybody who reads an image finds it in another buffer; Images are shared, hence the write to a frozen one."""
     object.__setattr__(image, "buffer", whole)
     object.__setattr__(image, "first", first)
+
+
+def _widen(steps: list[list[Operation]]) -> None:
+    """What is added to is kept in float32: in bfloat16 each addition would round the whole sum of all before it.
+
+    Of the error of whole networks (random weights, w18) this is 2.9e-2 of 3.9e-2, while rounding what convolutions
+    multiply is 2.3e-2. Blocks that end with a 1x1 convolution are few and have many channels (0.5e-2): they stay.
+    """
+    operations = [op for step in steps for op in step]
+    for op in operations:
+        if isinstance(op, Exchange):
+            for image in [op.output, *op.reads()]:
+                image.buffer.wide = True
+        elif isinstance(op, Convolution) and op.residual is not None and op.kernel == 3:
+            op.residual.buffer.wide = True
+    changed = True
+    while changed:  # a kernel adds what has the dtype of its result
+        changed = False
+        for op in operations:
+            if isinstance(op, Convolution) and op.residual is not None:
+                pair = (op.residual.buffer, op.output.buffer)
+                if pair[0].wide != pair[1].wide:
+                    pair[0].wide = pair[1].wide = changed = True
+
+
+def _add_in_place(steps: list[list[Operation]]) -> None:
+    """Convolutions write over the image that they add, where nobody reads it afterwards: half the memory of a branch.
+
+    A kernel reads the pixels of the residual just before it stores there.
+    """
+    last: dict[Buffer, tuple[int, int]] = {}  # the step that reads a buffer last, and how often
+    for k, step in enumerate(steps):
+        for op in step:
+            for buffer in (image.buffer for image in op.reads()):
+                before = last.get(buffer, (k, 0))
+                last[buffer] = (k, before[1] + 1 if before[0] == k else 1)
+    for k, step in enumerate(steps):
+        for op in step:
+            if not isinstance(op, Convolution) or op.residual is None:
+                continue
+            old, new = op.residual.buffer, op.output.buffer
+            alike = old.shape == new.shape and old.wide == new.wide
+            if last[old] == (k, 1) and alike and not old.external and not new.external:
+                _move(op.output, old, 0)
+                last[old] = last.pop(new, (k, 1))
 
 
 def _parts(level: list[Operation]) -> Iterator[list[Operation]]:

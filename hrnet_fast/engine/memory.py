@@ -1,12 +1,14 @@
 """Where the images of a planned network lie: those that are not needed at the same time share memory."""
 
+import torch
+
 from hrnet_fast.engine.lowering import Buffer, Lowered, TorchCall
 
 ALIGNMENT = 64  # bytes: a cache line, and a register
 
 
-def place(plan: Lowered, itemsize: int) -> tuple[dict[Buffer, int], int]:
-    """Byte offsets of all buffers in the arena, and its size.
+def place(plan: Lowered, dtype: torch.dtype) -> tuple[dict[Buffer, int], int]:
+    """Byte offsets of all buffers in the arena, and its size, for a network in ``dtype``.
 
     The largest first, each at the lowest place where nothing lies that lives at the same time. An image lives from the
     step that writes it to the last one that reads it, both included.
@@ -20,8 +22,8 @@ def place(plan: Lowered, itemsize: int) -> tuple[dict[Buffer, int], int]:
                     lives.setdefault(buffer, [k, k])[1] = k
     offsets: dict[Buffer, int] = {}
     placed: list[tuple[int, int, int, int]] = []  # from, to (bytes), first and last step
-    for buffer in sorted(lives, key=lambda b: (-_bytes(b, itemsize), lives[b])):
-        size, (first, last) = _bytes(buffer, itemsize), lives[buffer]
+    for buffer in sorted(lives, key=lambda b: (-_bytes(b, dtype), lives[b])):
+        size, (first, last) = _bytes(buffer, dtype), lives[buffer]
         at = 0
         for begin, end, born, gone in sorted(placed):
             if born <= last and first <= gone and begin < at + size and at < end:
@@ -31,6 +33,6 @@ def place(plan: Lowered, itemsize: int) -> tuple[dict[Buffer, int], int]:
     return offsets, max((end for _, end, _, _ in placed), default=0)
 
 
-def _bytes(buffer: Buffer, itemsize: int) -> int:
+def _bytes(buffer: Buffer, dtype: torch.dtype) -> int:
     n, c, h, w = buffer.shape
-    return -(-n * c * h * w * itemsize // ALIGNMENT) * ALIGNMENT
+    return -(-n * c * h * w * buffer.dtype(dtype).itemsize // ALIGNMENT) * ALIGNMENT

@@ -41,7 +41,7 @@ class Program:
         self._plan, self._constants, self._dtype = plan, constants, dtype
         self._keys: dict[int, Any] = {}  # of each operation: where its constants will lie
         self._casts: dict[Constant, Tensor] = {}
-        self._offsets, self.arena_bytes = memory.place(plan, dtype.itemsize)
+        self._offsets, self.arena_bytes = memory.place(plan, dtype)
         self._external = self._externals()
         for step in plan.steps:
             for op in step:
@@ -62,13 +62,14 @@ class Program:
         if isinstance(op, Convolution):
             self._keys[id(op)] = self._constants.convolution(op)
         elif isinstance(op, Exchange):
-            matrices = [None if w is None else self._constants.matrix(w, self._dtype) for _, w in op.inputs]
+            dtype = op.output.buffer.dtype(self._dtype)
+            matrices = [None if w is None else self._constants.matrix(w, dtype) for _, w in op.inputs]
             projection = op.projection
             self._keys[id(op)] = (
                 matrices,
-                self._constants.exchange_bias(op, self._dtype),
-                None if projection is None else self._constants.matrix(projection, self._dtype),
-                None if projection is None else self._constants.vector([projection], self._dtype),
+                self._constants.exchange_bias(op, dtype),
+                None if projection is None else self._constants.matrix(projection, dtype),
+                None if projection is None else self._constants.vector([projection], dtype),
             )
 
     def encode(self) -> None:
@@ -94,21 +95,25 @@ class Program:
     def run(self, image: Tensor, arena: Tensor) -> list[Tensor]:
         """The network's results, in new memory, for an image of the plan's shape and dtype, contiguous."""
         blobs = self._constants.blobs[: self._blobs]
-        external: list[Tensor] = [image] + [image.new_empty(0)] * (len(self._external) - 1)
+        nothing = image.new_empty(0)
+        external: list[Tensor] = [nothing] * len(self._external)
+        external[0] = image.to(self._plan.image.dtype(self._dtype))
         for output in self._plan.outputs:
             if isinstance(output, Image):
-                external[self._external[output.buffer]] = torch.empty(output.buffer.shape, dtype=self._dtype)
+                buffer = output.buffer
+                external[self._external[buffer]] = torch.empty(buffer.shape, dtype=buffer.dtype(self._dtype))
         for piece in self._pieces:
             if piece.steps is not None:
-                dense = [t if t.is_contiguous() and t.dtype == self._dtype else image.new_empty(0) for t in external]
+                dense = [t if t.is_contiguous() and t.dtype in DTYPES else nothing for t in external]
                 torch.ops.hrnet_fast.run_program(piece.steps, arena, [*blobs, *dense])
             else:
                 self._call(piece.call, external, arena)
-        return [
-            image.clone() if output is None
-            else external[self._external[output if isinstance(output, Buffer) else output.buffer]]
-            for output in self._plan.outputs
-        ]  # fmt: skip
+        return [image.clone() if output is None else self._result(output, external) for output in self._plan.outputs]
+
+    def _result(self, output: Image | Buffer, external: list[Tensor]) -> Tensor:
+        buffer = output if isinstance(output, Buffer) else output.buffer
+        result = external[self._external[buffer]]
+        return result.to(self._dtype) if buffer.wide else result
 
     def _call(self, call: TorchCall, external: list[Tensor], arena: Tensor) -> None:
         def argument(x):
@@ -130,7 +135,7 @@ class Program:
                 if result.untyped_storage().data_ptr() == arena.untyped_storage().data_ptr():
                     result = result.clone()  # a view of memory that later steps write to
                 if result.dim() == 4 and result.is_floating_point():
-                    result = result.to(self._dtype).contiguous()  # the kernels may read it
+                    result = result.to(buffer.dtype(self._dtype)).contiguous()  # the kernels may read it
                 external[self._external[buffer]] = result
 
     def _cast(self, constant: Constant) -> Tensor:
@@ -151,22 +156,23 @@ class Program:
             whole = external[self._external[buffer]]
         else:
             n, c, h, w = buffer.shape
-            size = n * c * h * w * self._dtype.itemsize
+            dtype = buffer.dtype(self._dtype)
             start = self._offsets[buffer]
-            whole = arena[start : start + size].view(self._dtype).view(buffer.shape)
-        return whole[:, image.first : image.first + image.channels].contiguous()
+            whole = arena[start : start + n * c * h * w * dtype.itemsize].view(dtype).view(buffer.shape)
+        return whole[:, image.first : image.first + image.channels].to(self._dtype).contiguous()
 
     def _address(self, buffer: Buffer, element: int) -> tuple[int, int]:
-        offset = element * self._dtype.itemsize
+        offset = element * buffer.dtype(self._dtype).itemsize
         if buffer.external:
             return _FIRST_BLOB + self._blobs + self._external[buffer], offset
         return _ARENA, self._offsets[buffer] + offset
 
-    def _planes(self, image: Image | None, channels: int = 0) -> list[int]:
-        if image is None:  # the numbers of an image that is not there must still make sense
-            return [channels, 1 << 40, *_NOWHERE]
+    def _planes(self, image: Image) -> list[int]:
         _, c, h, w = image.buffer.shape
-        return [image.channels, c * h * w, *self._address(image.buffer, image.first * h * w)]
+        return [self._code(image), image.channels, c * h * w, *self._address(image.buffer, image.first * h * w)]
+
+    def _code(self, image: Image) -> int:
+        return DTYPES[image.buffer.dtype(self._dtype)]
 
     def _constant(self, key: tuple | None) -> tuple[int, int]:
         if key is None:
@@ -177,16 +183,18 @@ class Program:
     def _convolution(self, op: Convolution) -> list[int]:
         (h, w), n, c_out = op.sources[0].size, op.output.buffer.shape[0], op.output.channels
         weight, bias = self._keys[id(op)]
+        # the numbers of a residual that is not there must still make sense
+        residual = [*self._planes(op.output)[:3], *_NOWHERE] if op.residual is None else self._planes(op.residual)
         return [
-            op.algorithm, DTYPES[self._dtype], n, h, w, c_out, op.kernel, op.stride, op.relu_from, len(op.sources),
+            op.algorithm, n, h, w, c_out, op.kernel, op.stride, op.relu_from, len(op.sources),
             *(word for source in op.sources for word in self._planes(source)), *self._planes(op.output),
-            *self._planes(op.residual, c_out), *self._constant(weight), *self._constant(bias),
+            *residual, *self._constant(weight), *self._constant(bias),
         ]  # fmt: skip
 
     def _exchange(self, op: Exchange) -> list[int]:
         matrices, bias, projection, projection_bias = self._keys[id(op)]
         n, _, h, w = op.output.buffer.shape
-        words = [DTYPES[self._dtype], _MODES[op.mode, op.align_corners], int(op.relu), n, h, w, op.channels,
+        words = [self._code(op.output), _MODES[op.mode, op.align_corners], int(op.relu), n, h, w, op.channels,
                  len(op.inputs)]  # fmt: skip
         for (image, _), matrix in zip(op.inputs, matrices, strict=True):
             words += [*image.size, *self._planes(image), *self._constant(matrix)]
