@@ -105,11 +105,23 @@ def test_in_half_precision_the_faster_engine_is_kept(monkeypatch, planned_ms, en
     monkeypatch.setattr(
         engine, "_milliseconds", lambda call, x: planned_ms if isinstance(call, planned.Planned) else 3.0
     )
+    monkeypatch.setattr(planned, "is_in_doubt", lambda dtype: True)
     model, x = network(), image()
     optimized = hf.optimize(model, x, dtype=torch.bfloat16)
     assert optimized.engine == engine_name
     assert engine_name == "planned" or "3.0 ms, planned 9.0 ms" in optimized.reason
     assert max(errors(optimized(x), model, x)) < MODEL[torch.bfloat16]
+
+
+def test_nothing_is_timed_where_there_is_no_doubt(monkeypatch):
+    if why_not_planned() is not None:
+        return
+    monkeypatch.setattr(engine, "_milliseconds", lambda call, x: pytest.fail("timed"))
+    monkeypatch.setattr(planned, "is_in_doubt", lambda dtype: False)
+    assert hf.optimize(network(), image(), dtype=torch.bfloat16).engine == "planned"
+    monkeypatch.undo()
+    assert not planned.is_in_doubt(torch.float32)
+    assert planned.is_in_doubt(torch.float16)
 
 
 def test_float64_is_served_by_torch():

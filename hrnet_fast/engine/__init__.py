@@ -36,8 +36,8 @@ def optimize(
     repositories, patched or not. On CPUs with AVX-512 the network is recorded once for each shape of its input, its
     operators are fused (BatchNorm, ReLU and residual sums into convolutions; exchange units and heads into sums with
     upsampling; strided convolutions of one stream into one), its memory is planned, and C++ kernels run it. Elsewhere
-    torch runs a patched copy; on GPUs under CUDA graphs. In half precision on such a CPU both are timed, and the faster
-    one is kept.
+    torch runs a patched copy; on GPUs under CUDA graphs. In half precision both are timed where the kernels lack
+    instructions that torch may have (float16; bfloat16 without AVX512-BF16, or with AMX), and the faster one is kept.
 
     Args:
         model: the network, in evaluation.
@@ -202,7 +202,7 @@ def _measured(
     model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, engine: planned.Planned
 ) -> tuple[str, str | None, Any]:
     """In half precision the faster of the two engines: processors differ in what their instructions gain there."""
-    if dtype == torch.float32:
+    if not planned.is_in_doubt(dtype):
         return "planned", None, engine
     modules, image = torch_modules.TorchModules(model, dtype, True), torch.rand(shape)
     ours, theirs = _milliseconds(engine, image), _milliseconds(modules, image)

@@ -43,6 +43,16 @@ def why_not(dtype: torch.dtype, device: torch.device) -> str | None:
     return torch.ops.hrnet_fast.why_not_program() or None
 
 
+def is_in_doubt(dtype: torch.dtype) -> bool:
+    """Whether torch's operators may be faster: where the kernels here do not have the instructions that those have.
+
+    In float32 they were slower in every case measured, and in bfloat16 where both multiply pairs of channels; AMX, and
+    what may be there for float16, is torch's alone.
+    """
+    pairs = torch.ops.hrnet_fast.has_bfloat16_pairs() and torch.ops.hrnet_fast.cpu_capability() != "amx"
+    return not (dtype == torch.float32 or (dtype == torch.bfloat16 and pairs))
+
+
 class Planned:
     """The engine for CPUs: a network recorded, fused, laid out in memory and run by C++ kernels, step by step.
 
