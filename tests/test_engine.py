@@ -37,12 +37,8 @@ def why_not_planned():
     return planned.why_not(torch.float32, torch.device("cpu"))
 
 
-@pytest.fixture
-def plannable(monkeypatch):
-    """On a machine without AVX-512 there is nothing planned to test."""
-    if why_not_planned() is not None:
-        assert "AVX-512" in why_not_planned()
-        pytest.xfail(why_not_planned())
+# on a machine without AVX-512 there is nothing planned to test
+plannable = pytest.mark.skipif(why_not_planned() is not None, reason=str(why_not_planned()))
 
 
 @pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
@@ -98,10 +94,9 @@ def test_dtypes(dtype, winograd):
         assert relative_error(optimized(given), y) < MODEL[dtype]
 
 
+@plannable
 @pytest.mark.parametrize(("planned_ms", "engine_name"), [(1.0, "planned"), (9.0, "modules")])
 def test_in_half_precision_the_faster_engine_is_kept(monkeypatch, planned_ms, engine_name):
-    if why_not_planned() is not None:
-        return
     monkeypatch.setattr(
         engine, "_milliseconds", lambda call, x: planned_ms if isinstance(call, planned.Planned) else 3.0
     )
@@ -113,15 +108,64 @@ def test_in_half_precision_the_faster_engine_is_kept(monkeypatch, planned_ms, en
     assert max(errors(optimized(x), model, x)) < MODEL[torch.bfloat16]
 
 
+@plannable
 def test_nothing_is_timed_where_there_is_no_doubt(monkeypatch):
-    if why_not_planned() is not None:
-        return
     monkeypatch.setattr(engine, "_milliseconds", lambda call, x: pytest.fail("timed"))
     monkeypatch.setattr(planned, "is_in_doubt", lambda dtype: False)
     assert hf.optimize(network(), image(), dtype=torch.bfloat16).engine == "planned"
     monkeypatch.undo()
     assert not planned.is_in_doubt(torch.float32)
     assert planned.is_in_doubt(torch.float16)
+
+
+MEAN, STD = (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)
+
+
+@pytest.mark.parametrize("layout", ["auto", torch.channels_last], ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("task", ["segmentation", "classification"])
+def test_images_that_are_not_normalized_yet(task, dtype, layout):
+    """Up to the border: padded with zeros behind the normalization is padded with the mean before it."""
+    model, pixels = network(task), torch.randint(0, 256, (2, 3, 64, 96)).float()
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+    optimized = hf.optimize(model, pixels, dtype=dtype, memory_format=layout, mean=MEAN, std=STD)
+    y = optimized(pixels)
+    assert flat(y)[0].dtype == dtype
+    assert max(errors(y, model, (pixels.double() - mean) / std)) < MODEL[dtype]
+    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
+    with torch.no_grad():
+        first.weight.mul_(1.5)
+    optimized.refresh()
+    assert max(errors(optimized(pixels), model, (pixels.double() - mean) / std)) < MODEL[dtype]
+    assert max(errors(copy.deepcopy(optimized)(pixels), model, (pixels.double() - mean) / std)) < MODEL[dtype]
+
+
+@plannable
+def test_normalizing_is_free():
+    """Where the image goes into convolutions alone no step is added, and the caller's image is read as it is."""
+    model, pixels = network(), torch.randint(0, 256, (1, 3, 64, 64)).float()
+    with_it = hf.optimize(model, pixels, mean=MEAN, std=STD).preparations[0]
+    assert with_it.steps == hf.optimize(model, pixels).preparations[0].steps
+    own = hf.optimize(model, pixels, std=STD)  # the other is 0
+    assert max(errors(own(pixels), model, pixels.double() / torch.tensor(STD).view(3, 1, 1))) < 1e-5
+
+
+class ReadsItsImage(nn.Module):
+    """An image that not only convolutions read."""
+
+    def __init__(self):
+        super().__init__()
+        self.network = network("features")
+
+    def forward(self, image):
+        return [*self.network(image), image, image.abs()]
+
+
+def test_normalized_images_that_others_read():
+    model, pixels = ReadsItsImage().eval(), torch.randint(0, 256, (1, 3, 64, 64)).float()
+    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
+    y = hf.optimize(model, pixels, mean=MEAN, std=STD)(pixels)
+    assert max(errors(y, model, (pixels.double() - mean) / std)) < 1e-5
 
 
 def test_float64_is_served_by_torch():
@@ -138,7 +182,8 @@ def test_sizes(size, batch):
     assert max(errors(hf.optimize(model, x)(x), model, x)) < 1e-5
 
 
-def test_another_shape_is_prepared_once_and_reported(plannable):
+@plannable
+def test_another_shape_is_prepared_once_and_reported():
     model, x = network(), image()
     optimized = hf.optimize(model, x, max_shapes=2)
     assert [p.shape for p in optimized.preparations] == [tuple(x.shape)]
@@ -237,7 +282,8 @@ def test_changed_weights(layout):
     assert max(errors(optimized.refresh()(x), model, x)) < 1e-5
 
 
-def test_no_shape_is_prepared_with_a_mixture_of_weights(plannable):
+@plannable
+def test_no_shape_is_prepared_with_a_mixture_of_weights():
     model, x, other = network(fast=False), image(), image((32, 32))
     optimized = hf.optimize(model, x)
     with torch.no_grad():
@@ -380,6 +426,8 @@ BAD = {
     "graph": (lambda m, x: hf.optimize(m, x, cuda_graph="yes"), ValueError, "cuda_graph"),
     "streams": (lambda m, x: hf.optimize(m, x, streams=2.5), ValueError, "streams"),
     "shapes": (lambda m, x: hf.optimize(m, x, max_shapes=0), ValueError, "max_shapes"),
+    "mean": (lambda m, x: hf.optimize(m, x, mean=[0.5]), ValueError, "mean: expected 3 finite numbers"),
+    "std": (lambda m, x: hf.optimize(m, x, std=[1, 1, 0]), ValueError, "std: expected 3 finite, positive"),
     "later rank": (lambda m, x: hf.optimize(m, x)(x[0]), ValueError, "image"),
     "later dtype": (lambda m, x: hf.optimize(m, x)(x.to(torch.int32)), TypeError, "image"),
     "later channels": (lambda m, x: hf.optimize(m, x)(x[:, :2]), ValueError, "3 channels"),

@@ -73,6 +73,15 @@ def test_onnx_of_patched_networks(name, tmp_path):
     assert multiple or any(int(side) % MULTIPLE for shape in done.errors for side in shape.split("x")[2:])
 
 
+@pytest.mark.parametrize("keywords", [{}, {"features_only": True}], ids=["classifier", "features"])
+def test_onnx_of_timms_own(timm, keywords, tmp_path):
+    model = randomize(timm.create_model("hrnet_w18_small", **keywords)).eval()
+    assert hf.patch(model).patched
+    done = export.save(model, tmp_path / "a.onnx")
+    assert "BatchNormalization" not in operators(tmp_path / "a.onnx")
+    assert len(done.errors) == 3 and max(done.errors.values()) < 1e-4
+
+
 @pytest.mark.parametrize("task", ["segmentation_ocr", "pose"])
 def test_onnx_of_tasks(task, tmp_path):
     done = export.save(ours(task), tmp_path / "a.onnx", commute_head="on")

@@ -34,6 +34,7 @@ struct Convolution {
   Planes output;
   const float* weight = nullptr;  // as pack_weights lays it out
   const float* bias = nullptr;  // [c_out]
+  const float* border = nullptr;  // [c_in], what lies around each channel; null: zeros. For kDirect
   int64_t n = 0, c_in = 0, h = 0, w = 0, c_out = 0, h_out = 0, w_out = 0;
   int kernel = 3, stride = 1;
   int64_t relu_from = 0;  // ReLU on the output channels from this one on

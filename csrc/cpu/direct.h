@@ -1,10 +1,11 @@
 // Convolutions of any odd kernel and stride 1 or 2, output pixels in the lanes. Included inside the namespace of one
 // instruction set.
 //
-// A task computes some rows of the output. It first copies what they read of the input, in float32 and with zeros
-// around the image, into a panel that stays in the second cache; with stride 2 odd and even rows and columns go to
-// planes of their own (phases), so that sixteen outputs read sixteen neighbours. Then registers of six channels by four
-// times sixteen pixels go through all taps and input channels.
+// A task computes some rows of the output. It first copies what they read of the input, in float32 and with a border
+// around the image (zeros, or what becomes zero when the image is normalized), into a panel that stays in the second
+// cache; with stride 2 odd and even rows and columns go to planes of their own (phases), so that sixteen outputs read
+// sixteen neighbours. Then registers of six channels by four times sixteen pixels go through all taps and input
+// channels.
 
 //
 // With PAIRS an element of the panel holds two bfloat16 channels, and an instruction multiplies both.
@@ -56,55 +57,67 @@ class Direct {
         channel_(phase_ * q.stride * q.stride + L) {
     panel_ = static_cast<float*>(scratch(0, (depth(q) * channel_ + 4 * L) * sizeof(float)));
     float* to = panel_;
-    for (int s = 0; s < q.sources; ++s)
-      with_type(q.source[s].dtype, [&](auto* type) {
-        const auto* from = static_cast<decltype(type)>(const_cast<void*>(q.source[s].data));
-        to = copy_source(from + image * q.source[s].image_stride, q.source[s].channels, to);
+    const float* border = q.border;
+    for (int s = 0; s < q.sources; ++s) {
+      const Planes& source = q.source[s];
+      with_type(source.dtype, [&](auto* type) {
+        const auto* from = static_cast<decltype(type)>(const_cast<void*>(source.data));
+        to = copy_source(from + image * source.image_stride, source.channels, border, to);
       });
+      if (border != nullptr) border += source.channels;
+    }
   }
 
   template <class T>
-  float* copy_source(const T* from, int64_t channels, float* to) const {
+  float* copy_source(const T* from, int64_t channels, const float* border, float* to) const {
     constexpr int64_t step = PAIRS ? 2 : 1;
-    for (int64_t c = 0; c < channels; c += step, from += step * h_ * w_, to += channel_)
-      copy(from, PAIRS && c + 1 < channels ? from + h_ * w_ : nullptr, to);
+    for (int64_t c = 0; c < channels; c += step, from += step * h_ * w_, to += channel_) {
+      const T* second = PAIRS && c + 1 < channels ? from + h_ * w_ : nullptr;
+      copy(Pair<T>{from, second, border == nullptr ? 0.f : border[c]}, to);
+    }
     return to;
   }
-  // One plane, or a pair of which the second may be missing.
   template <class T>
-  void copy(const T* plane, const T* second, float* to) const {
+  struct Pair {  // a plane, or with PAIRS two, or a row of them; the second may be missing
+    const T *first, *second;
+    float border;  // what lies around it
+    Pair at(int64_t offset, bool inside) const {
+      return {inside ? first + offset : nullptr, inside && second ? second + offset : nullptr, border};
+    }
+  };
+  template <class T>
+  void copy(const Pair<T>& plane, float* to) const {
     const int64_t pad = q_.kernel / 2, rows = phase_ / pitch_;
     for (int phase = 0; phase < q_.stride; ++phase)
       for (int64_t r = 0; r < rows; ++r) {
         const int64_t y = q_.stride * (y0_ + r) + phase - pad;
+        const Pair<T> from = plane.at(y * w_, y >= 0 && y < h_);
         float* row = to + phase * q_.stride * phase_ + r * pitch_;
-        const bool inside = y >= 0 && y < h_;
-        const T *a = inside ? plane + y * w_ : nullptr, *b = inside && second ? second + y * w_ : nullptr;
-        q_.stride == 1 ? copy_row(a, b, x0_ - pad, row) : copy_row_split(a, b, 2 * x0_ - pad, row, row + phase_);
+        q_.stride == 1 ? copy_row(from, x0_ - pad, row) : copy_row_split(from, 2 * x0_ - pad, row, row + phase_);
       }
   }
-  // Sixteen elements from column x on; without a row, and outside of it, zeros.
+  // Sixteen elements from column x on; without a row, and outside of it, the border.
   template <class T>
-  V load(const T* row, const T* second, int64_t x) const {
-    if (row == nullptr) return V::zero();
+  V load(const Pair<T>& row, int64_t x) const {
+    if (row.first == nullptr) return V::set1(row.border);
     const auto inside = Q::mask(-x, w_ - x);
-    __builtin_prefetch(row + x + kAhead * h_ * w_);
+    __builtin_prefetch(row.first + x + kAhead * h_ * w_);
     if constexpr (PAIRS) {
-      if (second) __builtin_prefetch(second + x + kAhead * h_ * w_);
-      return Q::load_pairs(row + x, second ? second + x : nullptr, inside);
+      if (row.second) __builtin_prefetch(row.second + x + kAhead * h_ * w_);
+      return Q::load_pairs(row.first + x, row.second ? row.second + x : nullptr, inside);
     } else {
-      return Q::load(row + x, inside);
+      return Q::where(inside, Q::load(row.first + x, inside), V::set1(row.border));
     }
   }
   template <class T>
-  void copy_row(const T* a, const T* b, int64_t x, float* row) const {
-    for (int64_t i = 0; i < pitch_; i += L, x += L) Q::store(row + i, Q::mask(0, pitch_ - i), load(a, b, x));
+  void copy_row(const Pair<T>& from, int64_t x, float* row) const {
+    for (int64_t i = 0; i < pitch_; i += L, x += L) Q::store(row + i, Q::mask(0, pitch_ - i), load(from, x));
   }
   template <class T>
-  void copy_row_split(const T* a, const T* b, int64_t x, float* even, float* odd) const {
+  void copy_row_split(const Pair<T>& from, int64_t x, float* even, float* odd) const {
     for (int64_t i = 0; i < pitch_; i += L, x += 2 * L) {
       V first, second;
-      Q::deinterleave(load(a, b, x), load(a, b, x + L), first, second);
+      Q::deinterleave(load(from, x), load(from, x + L), first, second);
       Q::store(even + i, Q::mask(0, pitch_ - i), first);
       Q::store(odd + i, Q::mask(0, pitch_ - i), second);
     }

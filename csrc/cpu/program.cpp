@@ -95,6 +95,8 @@ Convolution read_convolution(Reader& in) {
   const int64_t weights = packed_weight_size(q.algorithm, q.c_out, q.c_in, q.kernel);
   q.weight = reinterpret_cast<const float*>(in.address(weights * static_cast<int64_t>(sizeof(float))));
   q.bias = reinterpret_cast<const float*>(in.address(q.c_out * static_cast<int64_t>(sizeof(float))));
+  q.border = reinterpret_cast<const float*>(in.address(q.c_in * static_cast<int64_t>(sizeof(float))));
+  STD_TORCH_CHECK(q.border == nullptr || q.algorithm == Algorithm::kDirect, "run_program: only zeros around the image");
   STD_TORCH_CHECK(q.weight != nullptr && q.bias != nullptr && q.output.data != nullptr, "run_program: data is missing");
   for (int s = 0; s < q.sources; ++s) STD_TORCH_CHECK(q.source[s].data != nullptr, "run_program: an input is missing");
   return q;

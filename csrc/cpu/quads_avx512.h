@@ -16,6 +16,7 @@ struct QuadsAvx512 {
   static V load(const float* p, Mask m) { return {_mm512_maskz_loadu_ps(m, p)}; }
   static V load(const BFloat16* p, Mask m) { return V::widen_bf16(_mm256_maskz_loadu_epi16(m, p)); }
   static V load(const Float16* p, Mask m) { return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(m, p))}; }
+  static V where(Mask m, V x, V otherwise) { return {_mm512_mask_mov_ps(otherwise.v, m, x.v)}; }
   static void store(float* p, Mask m, V x) { _mm512_mask_storeu_ps(p, m, x.v); }
   template <class T>
   static void store(T* p, Mask m, V x) {

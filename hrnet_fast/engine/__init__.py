@@ -1,7 +1,9 @@
 """The inference engine: ``optimize(model, example)`` makes a whole network fast."""
 
 import logging
+import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 from hrnet_fast.engine import planned, torch_modules
 from hrnet_fast.engine.cuda_streams import Branches
+from hrnet_fast.engine.lowering import Normalization
 from hrnet_fast.engine.tape import NotPlannable
 
 __all__ = ["OptimizedModel", "optimize"]
@@ -29,6 +32,8 @@ def optimize(
     streams: bool | str = "auto",
     winograd: bool = True,
     max_shapes: int = 8,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
 ) -> "OptimizedModel":
     """An HRNet for inference only: the same outputs, as fast as this machine allows. ``model`` is left as it is.
 
@@ -53,6 +58,10 @@ def optimize(
             which needs a fourth of the multiplications and rounds differently: errors against float64 grow about five
             times, to about 2e-6 for a whole network in float32.
         max_shapes: shapes that are kept prepared, those that came last.
+        mean, std: of each channel, in the images' own units: the result then takes images that are not normalized yet,
+            and the network gets (image - mean) / std. In planned programs that is free: ``std`` goes into the weights of
+            the first convolution, ``mean`` into its bias and into the border around the image. ``example`` is such an
+            image. None: 0 and 1.
 
     Returns:
         A module that takes an image and returns what ``model`` returns, with outputs that belong to the caller.
@@ -74,8 +83,9 @@ def optimize(
     dtype = _parameter_dtype(model) if dtype is None else dtype
     if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise TypeError(f"dtype: expected float32, bfloat16, float16 or float64, got {dtype}")
+    normalization = _normalization(mean, std, example.shape[1])
     settings = {"dtype": dtype, "memory_format": memory_format, "cuda_graph": cuda_graph, "streams": streams,
-                "winograd": winograd, "max_shapes": max_shapes}  # fmt: skip
+                "winograd": winograd, "max_shapes": max_shapes, "normalization": normalization}  # fmt: skip
     return OptimizedModel(model, tuple(example.shape), settings)
 
 
@@ -179,12 +189,12 @@ def _start(model: nn.Module, shape: tuple[int, ...], settings: dict[str, Any]) -
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     reason = "torch.channels_last was asked for" if layout else planned.why_not(dtype, device)
     if reason is None:
-        engine = planned.Planned(model, dtype, settings["max_shapes"], settings["winograd"])
+        engine = planned.Planned(model, dtype, settings["max_shapes"], settings["winograd"], settings["normalization"])
         try:
             # of a tiny image all streams are of one size, and nothing is exchanged
             if engine.prepare(shape) == 0 and not any(hasattr(m, "fuse_layers") for m in model.modules()):
                 raise ValueError(_NOTHING)
-            return _measured(model, shape, dtype, engine) if layout is None else ("planned", None, engine)
+            return _measured(model, shape, settings, engine) if layout is None else ("planned", None, engine)
         except NotPlannable as error:
             reason = str(error)
     _LOG.info("the network is not planned: %s", reason)
@@ -192,19 +202,21 @@ def _start(model: nn.Module, shape: tuple[int, ...], settings: dict[str, Any]) -
     graphs = settings["max_shapes"] if on_gpu and settings["cuda_graph"] is not False else 0
     # "auto" is no: nobody has measured yet where it pays
     branches = Branches() if on_gpu and settings["streams"] is True else None
-    modules = torch_modules.TorchModules(model, dtype, layout is not False, graphs, branches)
+    modules = torch_modules.TorchModules(model, dtype, layout is not False, graphs, branches, settings["normalization"])
     if modules.exchanges() == 0:
         raise ValueError(_NOTHING)
     return "modules", reason, modules
 
 
 def _measured(
-    model: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, engine: planned.Planned
+    model: nn.Module, shape: tuple[int, ...], settings: dict[str, Any], engine: planned.Planned
 ) -> tuple[str, str | None, Any]:
     """In half precision the faster of the two engines: processors differ in what their instructions gain there."""
+    dtype = settings["dtype"]
     if not planned.is_in_doubt(dtype):
         return "planned", None, engine
-    modules, image = torch_modules.TorchModules(model, dtype, True), torch.rand(shape)
+    modules = torch_modules.TorchModules(model, dtype, True, normalization=settings["normalization"])
+    image = torch.rand(shape)
     ours, theirs = _milliseconds(engine, image), _milliseconds(modules, image)
     if ours <= theirs or modules.exchanges() == 0:
         return "planned", None, engine
@@ -235,6 +247,19 @@ def _check(model: nn.Module, example: Tensor) -> None:
     if device != example.device:
         raise ValueError(f"example: it is on {example.device}, and the model is on {device}")
     _check_finite(model)
+
+
+def _normalization(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> Normalization | None:
+    if mean is None and std is None:
+        return None
+    made = []
+    for name, values, otherwise in (("mean", mean, 0.0), ("std", std, 1.0)):
+        values = tuple(float(v) for v in ([otherwise] * channels if values is None else values))
+        if len(values) != channels or not all(math.isfinite(v) for v in values) or (name == "std" and min(values) <= 0):
+            least = "finite" if name == "mean" else "finite, positive"
+            raise ValueError(f"{name}: expected {channels} {least} numbers, one for each channel, got {list(values)}")
+        made.append(values)
+    return Normalization(*made)
 
 
 def _check_image(image: Tensor, name: str) -> None:

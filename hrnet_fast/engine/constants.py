@@ -31,22 +31,38 @@ class Constants:
         self._entries: dict[tuple, Entry] = {}
         self._new: dict[tuple, tuple[int, Callable]] = {}
 
-    def convolution(self, op: Convolution) -> tuple[tuple, tuple]:
-        """The keys of a convolution's packed weight and of its bias."""
+    def convolution(self, op: Convolution) -> tuple[tuple, tuple, tuple | None]:
+        """The keys of a convolution's packed weight, of its bias and of its border (None: zeros)."""
         c_in, c_out = sum(s.channels for s in op.sources), op.output.channels
         parts = tuple(tuple(block) for block in op.weights)
         size = torch.ops.hrnet_fast.packed_convolution_size(op.algorithm, c_out, c_in, op.kernel)
 
+        normal = op.normalization
+        if normal is not None:  # of each of the sources, which are all the image
+            mean, std = (torch.tensor(v * len(op.sources), dtype=torch.float64) for v in (normal.mean, normal.std))
+
+        def whole() -> Tensor:
+            return torch.cat([torch.cat([w.kernel() for w in block], 1) for block in parts])
+
         def fill_weight(to: Tensor) -> None:
-            weight = torch.cat([torch.cat([w.kernel() for w in block], 1) for block in parts])
+            weight = whole()
+            weight = weight if normal is None else (weight / std.view(-1, 1, 1)).float()
             weight = rounded(weight, torch.bfloat16).float() if op.algorithm == DIRECT + PAIRS else weight.contiguous()
             torch.ops.hrnet_fast.pack_convolution(weight, op.algorithm, to.view(torch.float32))
 
         def fill_bias(to: Tensor) -> None:
-            to.view(torch.float32).copy_(torch.cat([_bias(block) for block in parts]))
+            bias = torch.cat([_bias(block) for block in parts])
+            if normal is not None:
+                bias = bias - whole().double().sum((2, 3)) @ (mean / std)
+            to.view(torch.float32).copy_(bias)
 
-        return (self._add(("weight", parts, op.algorithm), 4 * size, fill_weight),
-                self._add(("bias", parts), 4 * c_out, fill_bias))  # fmt: skip
+        border = (
+            None
+            if normal is None
+            else self._add(("border", normal, c_in), 4 * c_in, lambda to: to.view(torch.float32).copy_(mean))
+        )
+        return (self._add(("weight", parts, op.algorithm, normal), 4 * size, fill_weight),
+                self._add(("bias", parts, normal), 4 * c_out, fill_bias), border)  # fmt: skip
 
     def matrix(self, weight: Weight, dtype: torch.dtype) -> tuple:
         """The key of a 1x1 weight [c_out, c_in] in another dtype."""

@@ -45,6 +45,19 @@ class Image:
         return self.buffer.shape[2:]
 
 
+@dataclass(frozen=True)
+class Normalization:
+    """What a network expects of its image: (image - mean) / std, of each channel."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def __call__(self, image: torch.Tensor) -> torch.Tensor:
+        """A normalized image [N, C, H, W], in its own dtype."""
+        mean, std = (image.new_tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
+        return (image - mean) / std
+
+
 @dataclass(eq=False)
 class Convolution:
     """output = act(bias + residual + weights * sources), the sources' channels side by side."""
@@ -57,6 +70,7 @@ class Convolution:
     residual: Image | None
     relu_from: int  # ReLU on output channels from this one on
     algorithm: int = DIRECT
+    normalization: "Normalization | None" = None  # of its sources, in weights, bias and border
 
     def reads(self) -> list[Image]:
         """The images that it reads."""
@@ -104,9 +118,16 @@ class Lowered:
     steps: list[list[Operation]]
     outputs: list[Image | Buffer | None]  # a Buffer: the result of a TorchCall, whatever its shape; None: the image
     values: dict[Value, Buffer] = field(default_factory=dict)  # results of TorchCalls
+    normalization: Normalization | None = None  # that the image needs before the first step
 
 
-def lower(tape: Tape, steps: list[Step], winograd: bool = True, pairs: bool = False) -> Lowered:
+def lower(
+    tape: Tape,
+    steps: list[Step],
+    winograd: bool = True,
+    pairs: bool = False,
+    normalization: Normalization | None = None,
+) -> Lowered:
     """The operations of a network, in steps.
 
     Args:
@@ -114,11 +135,12 @@ def lower(tape: Tape, steps: list[Step], winograd: bool = True, pairs: bool = Fa
         steps: what ``graph.build`` made of it.
         winograd: whether 3x3 convolutions of stride 1 may be computed by Winograd's algorithm.
         pairs: whether there are instructions that multiply two bfloat16 channels at once.
+        normalization: what the network expects of its image and the caller has not done.
 
     Raises:
         NotPlannable: an image is not four-dimensional, or a sum has too many terms.
     """
-    return _Lowering(tape, winograd, pairs).run(steps)
+    return _Lowering(tape, winograd, pairs).run(steps, normalization)
 
 
 class _Lowering:
@@ -128,7 +150,7 @@ class _Lowering:
         self._results: dict[Value, Buffer] = {}  # of TorchCalls
         self._operations: list[Operation] = []
 
-    def run(self, steps: list[Step]) -> Lowered:
+    def run(self, steps: list[Step], normalization: Normalization | None) -> Lowered:
         image = Buffer(self._four(self._tape.image), external=True)
         self._images[self._tape.image] = Image(image, 0, image.shape[1])
         for step in steps:
@@ -144,7 +166,11 @@ class _Lowering:
         if self._pairs:
             _widen(steps)
         _add_in_place(steps)
-        return Lowered(image, steps, outputs, self._results)
+        if normalization is None or (None not in outputs and _normalize(steps, image, normalization)):
+            left = None
+        else:
+            left = normalization
+        return Lowered(image, steps, outputs, self._results, left)
 
     def _output(self, value: Value) -> Image | Buffer | None:
         if value is self._tape.image:
@@ -341,6 +367,23 @@ def _widen(steps: list[list[Operation]]) -> None:
                 pair = (op.residual.buffer, op.output.buffer)
                 if pair[0].wide != pair[1].wide:
                     pair[0].wide = pair[1].wide = changed = True
+
+
+def _normalize(steps: list[list[Operation]], image: Buffer, normalization: Normalization) -> bool:
+    """Lets the convolutions that read the image normalize it by their weights; False where something else reads it.
+
+    The image then stays in float32: pixels lie far from zero, and rounded they would lose what normalized ones keep.
+    """
+    readers = [op for step in steps for op in step if any(read.buffer is image for read in op.reads())]
+    if not all(
+        isinstance(op, Convolution) and op.residual is None and all(s.buffer is image for s in op.sources)
+        for op in readers
+    ):
+        return False
+    for op in readers:  # in float32: rounded weights would multiply the mean as well
+        op.algorithm, op.normalization = DIRECT, normalization
+    image.wide = True
+    return True
 
 
 def _add_in_place(steps: list[list[Operation]]) -> None:

@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from hrnet_fast import library
 from hrnet_fast.engine import graph
 from hrnet_fast.engine.constants import Constants
-from hrnet_fast.engine.lowering import lower
+from hrnet_fast.engine.lowering import Normalization, lower
 from hrnet_fast.engine.program import DTYPES, Program
 from hrnet_fast.engine.tape import record
 
@@ -63,10 +63,18 @@ class Planned:
         dtype: that it computes in.
         max_shapes: plans that are kept, those used last.
         winograd: whether 3x3 convolutions of stride 1 may be computed by Winograd's algorithm.
+        normalization: what the network expects of its images and callers have not done.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype, max_shapes: int, winograd: bool):
-        self._model, self._dtype = model, dtype
+    def __init__(
+        self,
+        model: nn.Module,
+        dtype: torch.dtype,
+        max_shapes: int,
+        winograd: bool,
+        normalization: Normalization | None = None,
+    ):
+        self._model, self._dtype, self._normalization = model, dtype, normalization
         self._max_shapes, self._winograd = max_shapes, winograd
         self._lock = threading.RLock()
         self.preparations: list[Preparation] = []
@@ -94,7 +102,7 @@ class Planned:
         tape = record(self._model, shape, like)
         steps = graph.build(tape)
         pairs = self._dtype == torch.bfloat16 and torch.ops.hrnet_fast.has_bfloat16_pairs()
-        lowered = lower(tape, steps, self._winograd, pairs)
+        lowered = lower(tape, steps, self._winograd, pairs, self._normalization)
         program = Program(lowered, self._constants, self._dtype)
         self._constants.commit()
         program.encode()
@@ -117,8 +125,7 @@ class Planned:
                 self.prepare(shape)
             self._plans.move_to_end(shape)
             plan = self._plans[shape]
-            image = image.detach().to(self._dtype).contiguous()
-            return pytree.tree_unflatten(plan.program.run(image, self._arena), plan.spec)
+            return pytree.tree_unflatten(plan.program.run(image.detach(), self._arena), plan.spec)
 
     def refill(self) -> None:
         """Takes the values that the parameters have now; the parameters are those that were recorded."""

@@ -93,11 +93,13 @@ class Program:
         self._pieces = pieces
 
     def run(self, image: Tensor, arena: Tensor) -> list[Tensor]:
-        """The network's results, in new memory, for an image of the plan's shape and dtype, contiguous."""
+        """The network's results, in new memory, for an image of the plan's shape, of any floating dtype and layout."""
         blobs = self._constants.blobs[: self._blobs]
         nothing = image.new_empty(0)
         external: list[Tensor] = [nothing] * len(self._external)
-        external[0] = image.to(self._plan.image.dtype(self._dtype))
+        if self._plan.normalization is not None:
+            image = self._plan.normalization(image)
+        external[0] = image.to(self._plan.image.dtype(self._dtype)).contiguous()
         for output in self._plan.outputs:
             if isinstance(output, Image):
                 buffer = output.buffer
@@ -108,7 +110,10 @@ class Program:
                 torch.ops.hrnet_fast.run_program(piece.steps, arena, [*blobs, *dense])
             else:
                 self._call(piece.call, external, arena)
-        return [image.clone() if output is None else self._result(output, external) for output in self._plan.outputs]
+        return [
+            image.to(self._dtype, copy=True) if output is None else self._result(output, external)
+            for output in self._plan.outputs
+        ]
 
     def _result(self, output: Image | Buffer, external: list[Tensor]) -> Tensor:
         buffer = output if isinstance(output, Buffer) else output.buffer
@@ -182,13 +187,13 @@ class Program:
 
     def _convolution(self, op: Convolution) -> list[int]:
         (h, w), n, c_out = op.sources[0].size, op.output.buffer.shape[0], op.output.channels
-        weight, bias = self._keys[id(op)]
+        weight, bias, border = self._keys[id(op)]
         # the numbers of a residual that is not there must still make sense
         residual = [*self._planes(op.output)[:3], *_NOWHERE] if op.residual is None else self._planes(op.residual)
         return [
             op.algorithm, n, h, w, c_out, op.kernel, op.stride, op.relu_from, len(op.sources),
             *(word for source in op.sources for word in self._planes(source)), *self._planes(op.output),
-            *residual, *self._constant(weight), *self._constant(bias),
+            *residual, *self._constant(weight), *self._constant(bias), *self._constant(border),
         ]  # fmt: skip
 
     def _exchange(self, op: Exchange) -> list[int]:

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from hrnet_fast.engine.cuda_graphs import GraphedModule
 from hrnet_fast.engine.cuda_streams import Branches
+from hrnet_fast.engine.lowering import Normalization
 from hrnet_fast.models import create_model
 from hrnet_fast.models.hrnet import HRNet
 from hrnet_fast.modules import ExchangeUnit
@@ -25,6 +26,7 @@ class TorchModules:
         channels_last: its memory format; else contiguous.
         max_shapes: CUDA graphs that are kept; 0: none is recorded.
         branches: runs the branches of a stage side by side; None: one after the other.
+        normalization: what the network expects of its images and callers have not done.
     """
 
     def __init__(
@@ -34,7 +36,9 @@ class TorchModules:
         channels_last: bool,
         max_shapes: int = 0,
         branches: Branches | None = None,
+        normalization: Normalization | None = None,
     ):
+        self._normalization = normalization
         self._model, self._dtype, self._max_shapes, self._branches = model, dtype, max_shapes, branches
         self._layout = torch.channels_last if channels_last else torch.contiguous_format
         self.rebuild()
@@ -64,7 +68,9 @@ class TorchModules:
     def __call__(self, image: Tensor) -> Any:
         """What the network returns, for an image [N, C, H, W] of any floating dtype and layout."""
         with torch.no_grad(), torch.autocast(image.device.type, enabled=False):
-            given = image.detach().to(self._dtype).contiguous(memory_format=self._layout)
+            given = image.detach()
+            given = given if self._normalization is None else self._normalization(given)
+            given = given.to(self._dtype).contiguous(memory_format=self._layout)
             out = self._call(given)
             # the caller may write into results: they must not be the image that came in
             return pytree.tree_map_only(Tensor, lambda t: t.clone() if t is given or t is image else t, out)
