@@ -17,10 +17,10 @@ class Row(NamedTuple):
 
 
 TABLE: tuple[Row, ...] = (
-    Row("onnxruntime", 270, 2, 1.01, "export-w18-512x512-onnxruntime"),
-    Row("onnxruntime", 720, 3, 1.22, "export-w48-512x512-onnxruntime"),
-    Row("openvino", 270, 2, 1.02, "export-w18-512x512-openvino"),
-    Row("openvino", 720, 3, 1.08, "export-w48-512x512-openvino"),
+    Row("onnxruntime", 270, 1, 1.00, "export-w18-512x512-onnxruntime"),
+    Row("onnxruntime", 720, 1, 1.16, "export-w48-512x512-onnxruntime"),
+    Row("openvino", 270, 1, 1.02, "export-w18-512x512-openvino"),
+    Row("openvino", 720, 2, 1.06, "export-w48-512x512-openvino"),
 )
 
 
