@@ -170,6 +170,24 @@ def test_what_is_added_to_stays_in_float32(monkeypatch):
     assert error < 0.8 * narrow, (error, narrow)
 
 
+@needs_pairs
+def test_results_of_float32_sums_are_copied_from_the_arena():
+    """In the network's dtype: no second image of the result's size in float32, and nothing that a later call writes to."""
+    model = randomize(hf.create_model(SMALL, task="features")).eval()
+    a, b = torch.randn(2, 1, 3, 64, 96, generator=torch.Generator().manual_seed(6))
+    engine = planned.Planned(model, torch.bfloat16, 1, True)
+    first = engine(a)
+    kept = [y.clone() for y in first]
+    engine(b)
+    assert all(torch.equal(y, k) for y, k in zip(first, kept, strict=True))
+    with torch.no_grad():
+        reference = hf.unpatch(model).double()(a.double())
+    assert max(relative_error(y, r) for y, r in zip(first, reference, strict=True)) < 3e-2
+    (plan,) = engine._plans.values()
+    outputs = plan.program._plan.outputs
+    assert all(o.buffer.wide and not o.buffer.external for o in outputs)
+
+
 def test_the_algorithm_follows_the_shape():
     assert lowering.algorithm((1, 48, 128, 128), 48) == WINOGRAD4
     assert lowering.algorithm((1, 384, 7, 7), 384) == WINOGRAD2  # of 4x4 tiles half would lie outside

@@ -163,9 +163,12 @@ class _Lowering:
         external = {o.buffer for o in outputs if isinstance(o, Image)}
         joined = [_join(level, external) for level in levels]
         steps = [part for level in joined for part in _parts(level)]
+        results = {o.buffer for o in outputs if isinstance(o, Image)}
         if self._pairs:
             _widen(steps)
-        _add_in_place(steps)
+            for buffer in results:  # the caller gets what is made of it in the network's dtype
+                buffer.external = buffer.external and not buffer.wide
+        _add_in_place(steps, results)
         if normalization is None or (None not in outputs and _normalize(steps, image, normalization)):
             left = None
         else:
@@ -386,7 +389,7 @@ def _normalize(steps: list[list[Operation]], image: Buffer, normalization: Norma
     return True
 
 
-def _add_in_place(steps: list[list[Operation]]) -> None:
+def _add_in_place(steps: list[list[Operation]], results: set[Buffer]) -> None:
     """Convolutions write over the image that they add, where nobody reads it afterwards: half the memory of a branch.
 
     A kernel reads the pixels of the residual just before it stores there.
@@ -403,7 +406,7 @@ def _add_in_place(steps: list[list[Operation]]) -> None:
                 continue
             old, new = op.residual.buffer, op.output.buffer
             alike = old.shape == new.shape and old.wide == new.wide
-            if last[old] == (k, 1) and alike and not old.external and not new.external:
+            if last[old] == (k, 1) and alike and not old.external and not {old, new} & results:
                 _move(op.output, old, 0)
                 last[old] = last.pop(new, (k, 1))
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from hrnet_fast.engine.lowering import Buffer, Lowered, TorchCall
+from hrnet_fast.engine.lowering import Buffer, Image, Lowered, TorchCall
 
 ALIGNMENT = 64  # bytes: a cache line, and a register
 
@@ -11,7 +11,7 @@ def place(plan: Lowered, dtype: torch.dtype) -> tuple[dict[Buffer, int], int]:
     """Byte offsets of all buffers in the arena, and its size, for a network in ``dtype``.
 
     The largest first, each at the lowest place where nothing lies that lives at the same time. An image lives from the
-    step that writes it to the last one that reads it, both included.
+    step that writes it to the last one that reads it, both included; a result to the end.
     """
     lives: dict[Buffer, list[int]] = {}
     for k, step in enumerate(plan.steps):
@@ -20,6 +20,9 @@ def place(plan: Lowered, dtype: torch.dtype) -> tuple[dict[Buffer, int], int]:
             for buffer in [*written, *(image.buffer for image in operation.reads())]:
                 if not buffer.external:
                     lives.setdefault(buffer, [k, k])[1] = k
+    for output in plan.outputs:  # copied from the arena when all steps are done
+        if isinstance(output, Image) and output.buffer in lives:
+            lives[output.buffer][1] = len(plan.steps)
     offsets: dict[Buffer, int] = {}
     placed: list[tuple[int, int, int, int]] = []  # from, to (bytes), first and last step
     for buffer in sorted(lives, key=lambda b: (-_bytes(b, dtype), lives[b])):

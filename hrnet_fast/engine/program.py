@@ -101,7 +101,7 @@ class Program:
             image = self._plan.normalization(image)
         external[0] = image.to(self._plan.image.dtype(self._dtype)).contiguous()
         for output in self._plan.outputs:
-            if isinstance(output, Image):
+            if isinstance(output, Image) and output.buffer.external:
                 buffer = output.buffer
                 external[self._external[buffer]] = torch.empty(buffer.shape, dtype=buffer.dtype(self._dtype))
         for piece in self._pieces:
@@ -111,14 +111,15 @@ class Program:
             else:
                 self._call(piece.call, external, arena)
         return [
-            image.to(self._dtype, copy=True) if output is None else self._result(output, external)
+            image.to(self._dtype, copy=True) if output is None
+            else self._view(output, external, arena) if isinstance(output, Image)
+            else self._result(output, external)
             for output in self._plan.outputs
-        ]
+        ]  # fmt: skip
 
-    def _result(self, output: Image | Buffer, external: list[Tensor]) -> Tensor:
-        buffer = output if isinstance(output, Buffer) else output.buffer
-        result = external[self._external[buffer]]
-        return result.to(self._dtype) if buffer.wide else result
+    def _result(self, output: Buffer, external: list[Tensor]) -> Tensor:
+        result = external[self._external[output]]
+        return result.to(self._dtype) if output.wide else result
 
     def _call(self, call: TorchCall, external: list[Tensor], arena: Tensor) -> None:
         def argument(x):
