@@ -461,6 +461,7 @@ def test_weights_that_are_not_finite():
     assert torch.equal(optimized(x), before)
 
 
+@plannable  # torch's operators lose them: a ReLU that oneDNN fuses into a convolution makes 0 of NaN
 def test_nan_and_inf_in_the_image_come_through():
     model, x = network(), image((256, 256), batch=2)
     x[0, 0, 10, 10] = float("inf")

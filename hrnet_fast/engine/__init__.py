@@ -246,6 +246,9 @@ def _check(model: nn.Module, example: Tensor) -> None:
     device = next((p.device for p in model.parameters()), example.device)
     if device != example.device:
         raise ValueError(f"example: it is on {example.device}, and the model is on {device}")
+    channels = getattr(model, "in_chans", None)  # of our own models; others say it themselves when they run
+    if isinstance(channels, int) and channels != example.shape[1]:
+        raise ValueError(f"example: expected {channels} channels, got {list(example.shape)}")
     _check_finite(model)
 
 
