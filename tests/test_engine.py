@@ -6,39 +6,17 @@ import threading
 
 import pytest
 import torch
-from model_cases import SMALL, flat, image
+from engine_cases import DTYPES, errors, network, plannable, why_not_planned
+from model_cases import image
 from patching_cases import FAMILIES
 from torch import nn
 
 import hrnet_fast as hf
 from hrnet_fast import engine
 from hrnet_fast.engine import planned, torch_modules
-from hrnet_fast.models import randomize
 from hrnet_fast.tolerances import MODEL, relative_error
 
 TASKS = ("segmentation", "segmentation_ocr", "classification", "pose", "detection", "features")
-DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-
-
-def network(task="segmentation", **kwargs):
-    torch.manual_seed(2)
-    return randomize(hf.create_model(SMALL, task=task, **kwargs)).eval()
-
-
-def errors(outputs, model, x):
-    """Relative errors against the model in float64, its structure the same."""
-    with torch.no_grad():
-        reference = copy.deepcopy(hf.unpatch(copy.deepcopy(model))).double()(x.double())
-    assert type(outputs) is type(reference)
-    return [relative_error(y, r) for y, r in zip(flat(outputs), flat(reference), strict=True)]
-
-
-def why_not_planned():
-    return planned.why_not(torch.float32, torch.device("cpu"))
-
-
-# on a machine without AVX-512 there is nothing planned to test
-plannable = pytest.mark.skipif(why_not_planned() is not None, reason=str(why_not_planned()))
 
 
 @pytest.mark.parametrize("fast", [True, False], ids=["fast", "plain"])
@@ -116,56 +94,6 @@ def test_nothing_is_timed_where_there_is_no_doubt(monkeypatch):
     monkeypatch.undo()
     assert not planned.is_in_doubt(torch.float32)
     assert planned.is_in_doubt(torch.float16)
-
-
-MEAN, STD = (123.7, 116.3, 103.5), (58.4, 57.1, 57.4)
-
-
-@pytest.mark.parametrize("layout", ["auto", torch.channels_last], ids=str)
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("task", ["segmentation", "classification"])
-def test_images_that_are_not_normalized_yet(task, dtype, layout):
-    """Up to the border: padded with zeros behind the normalization is padded with the mean before it."""
-    model, pixels = network(task), torch.randint(0, 256, (2, 3, 64, 96)).float()
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
-    optimized = hf.optimize(model, pixels, dtype=dtype, memory_format=layout, mean=MEAN, std=STD)
-    y = optimized(pixels)
-    assert flat(y)[0].dtype == dtype
-    assert max(errors(y, model, (pixels.double() - mean) / std)) < MODEL[dtype]
-    first = next(m for m in model.modules() if isinstance(m, nn.Conv2d))
-    with torch.no_grad():
-        first.weight.mul_(1.5)
-    optimized.refresh()
-    assert max(errors(optimized(pixels), model, (pixels.double() - mean) / std)) < MODEL[dtype]
-    assert max(errors(copy.deepcopy(optimized)(pixels), model, (pixels.double() - mean) / std)) < MODEL[dtype]
-
-
-@plannable
-def test_normalizing_is_free():
-    """Where the image goes into convolutions alone no step is added, and the caller's image is read as it is."""
-    model, pixels = network(), torch.randint(0, 256, (1, 3, 64, 64)).float()
-    with_it = hf.optimize(model, pixels, mean=MEAN, std=STD).preparations[0]
-    assert with_it.steps == hf.optimize(model, pixels).preparations[0].steps
-    own = hf.optimize(model, pixels, std=STD)  # the other is 0
-    assert max(errors(own(pixels), model, pixels.double() / torch.tensor(STD).view(3, 1, 1))) < 1e-5
-
-
-class ReadsItsImage(nn.Module):
-    """An image that not only convolutions read."""
-
-    def __init__(self):
-        super().__init__()
-        self.network = network("features")
-
-    def forward(self, image):
-        return [*self.network(image), image, image.abs()]
-
-
-def test_normalized_images_that_others_read():
-    model, pixels = ReadsItsImage().eval(), torch.randint(0, 256, (1, 3, 64, 64)).float()
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in (MEAN, STD))
-    y = hf.optimize(model, pixels, mean=MEAN, std=STD)(pixels)
-    assert max(errors(y, model, (pixels.double() - mean) / std)) < 1e-5
 
 
 def test_float64_is_served_by_torch():

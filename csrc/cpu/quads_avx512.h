@@ -75,10 +75,8 @@ struct QuadsAvx512 {
     const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(m, b));
     return {_mm512_castsi512_ps(_mm512_or_si512(low, _mm512_slli_epi32(high, 16)))};
   }
-  static V load_pairs(const float* a, const float* b, Mask m) {
-    return join_pairs(load(a, m), b == nullptr ? V::zero() : load(b, m));
-  }
-  static V load_pairs(const Float16* a, const Float16* b, Mask m) {
+  template <class T>
+  static V load_pairs(const T* a, const T* b, Mask m) {
     return join_pairs(load(a, m), b == nullptr ? V::zero() : load(b, m));
   }
   // The same of numbers that are rounded to it.

@@ -228,7 +228,7 @@ class _Lowering:
             residual = total if total is not None else identities.pop(0) if identities else None
             last = k == len(groups) - 1 and not exchanged
             total = output if last else self._new(step.output.shape)
-            self._convolution(group, total, residual, step.relu and last, exchanged)
+            self._convolution(group, total, residual, step.relu and last)
         if not exchanged:
             return None
         inputs = [(image, None) for image in ([] if total is None else [total]) + identities]
@@ -236,7 +236,7 @@ class _Lowering:
             image = self._image(up.value)
             if up.weight is not None:
                 low = self._new((*up.value.shape[:1], up.weight.shape[0], *up.value.shape[2:]))
-                self._convolution([Conv(up.value, up.weight, 1)], low, None, False, True)
+                self._convolution([Conv(up.value, up.weight, 1)], low, None, False)
                 image = low
             inputs.append((image, None))
         return self._exchange(step, output, inputs, output.channels)
@@ -249,9 +249,7 @@ class _Lowering:
             Exchange(output, inputs, channels, mode, corners, step.relu, step.projection)
         )  # fmt: skip
 
-    def _convolution(
-        self, group: list[Conv], output: Image, residual: Image | None, relu: bool, exchanged: bool
-    ) -> None:
+    def _convolution(self, group: list[Conv], output: Image, residual: Image | None, relu: bool) -> None:
         kernel, stride, _ = group[0].geometry
         weights = [conv.weight for conv in group]
         made = Convolution(output, [self._image(conv.value) for conv in group], [weights], kernel, stride, residual,
