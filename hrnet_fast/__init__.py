@@ -21,7 +21,7 @@ _LAZY = {
     "create_model": "hrnet_fast.models",
     "list_models": "hrnet_fast.models",
     "load_checkpoint": "hrnet_fast.models",
-    "optimize": "hrnet_fast.engine",
+    "optimize": "hrnet_fast.runtime",
 }
 
 __all__ = ["__version__", "exchange", *_LAZY]

@@ -7,8 +7,8 @@ import torch
 from model_cases import SMALL, flat
 
 import hrnet_fast as hf
-from hrnet_fast.engine import planned
 from hrnet_fast.models import randomize
+from hrnet_fast.runtime.cpu import planned
 from hrnet_fast.tolerances import relative_error
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)

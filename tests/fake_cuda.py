@@ -1,4 +1,4 @@
-"""Streams, events and graphs as hrnet_fast.engine asks for them, on the CPU: a replay runs the function again."""
+"""Streams, events and graphs as hrnet_fast.runtime asks for them, on the CPU: a replay runs the function again."""
 
 import contextlib
 
@@ -37,7 +37,7 @@ class FakeGraph:
 
 
 class FakeBackend:
-    """The stand-in for hrnet_fast.engine.cuda_streams.CudaBackend; ``log`` tells what was asked of it."""
+    """The stand-in for hrnet_fast.runtime.cuda_streams.CudaBackend; ``log`` tells what was asked of it."""
 
     def __init__(self):
         self.log, self.graphs, self.capturing = [], [], False

@@ -8,8 +8,8 @@ import torch
 from fake_cuda import FakeBackend
 from torch import nn
 
-from hrnet_fast.engine.cuda_graphs import WARM_UP, GraphedModule
-from hrnet_fast.engine.cuda_streams import Branches
+from hrnet_fast.runtime.cuda_graphs import WARM_UP, GraphedModule
+from hrnet_fast.runtime.cuda_streams import Branches
 
 
 @pytest.fixture

@@ -24,8 +24,8 @@ LAYERS = (
     "hrnet_fast.backends.gpu", "hrnet_fast.backends.triton", "hrnet_fast.backends.cuda",
     "hrnet_fast.backends", "hrnet_fast.class_map", "hrnet_fast.exchange", "hrnet_fast",
     "hrnet_fast.cudnn_epilogue", "hrnet_fast.convolution", "hrnet_fast.structure", "hrnet_fast.folding",
-    "hrnet_fast.modules", "hrnet_fast.files", "hrnet_fast.models", "hrnet_fast.patching", "hrnet_fast.engine",
-    "hrnet_fast.export", "hrnet_fast.pictures", "hrnet_fast.bench",
+    "hrnet_fast.modules", "hrnet_fast.files", "hrnet_fast.models", "hrnet_fast.patching", "hrnet_fast.network",
+    "hrnet_fast.runtime", "hrnet_fast.export", "hrnet_fast.pictures", "hrnet_fast.bench",
     "hrnet_fast.cli", "hrnet_fast.__main__", "benchmarks",
 )  # fmt: skip
 

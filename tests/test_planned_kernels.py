@@ -1,5 +1,6 @@
 """The kernels of planned networks one by one, each algorithm and mixture of dtypes, and what the plan makes of memory."""
 
+import copy
 from itertools import product
 
 import pytest
@@ -9,12 +10,14 @@ from model_cases import SMALL
 from torch import nn
 
 import hrnet_fast as hf
-from hrnet_fast.engine import graph, lowering, planned
-from hrnet_fast.engine.constants import Constants
-from hrnet_fast.engine.lowering import DIRECT, PAIRS, WINOGRAD2, WINOGRAD4, Buffer, Convolution, Image, Lowered
-from hrnet_fast.engine.program import Program
-from hrnet_fast.engine.tape import record
 from hrnet_fast.models import randomize
+from hrnet_fast.network.nodes import Constants, Value
+from hrnet_fast.network.passes import steps_of
+from hrnet_fast.network.record import record
+from hrnet_fast.runtime.cpu import planned, steps
+from hrnet_fast.runtime.cpu.packed_weights import PackedWeights
+from hrnet_fast.runtime.cpu.program import Program
+from hrnet_fast.runtime.cpu.steps import DIRECT, PAIRS, WINOGRAD2, WINOGRAD4, Buffer, Convolution, Image, Lowered
 from hrnet_fast.tolerances import relative_error
 
 REASON = planned.why_not(torch.float32, torch.device("cpu"))
@@ -62,16 +65,14 @@ def convolve(algorithm, sources, weight, bias, stride, residual, relu_from, wide
     images = [Image(b, 0, b.shape[1]) for b in buffers]
     op = Convolution(Image(out, 0, c_out), images, [weights], kernel, stride,
                      None if added is None else Image(added, 0, c_out), relu_from, algorithm)  # fmt: skip
-    constants = Constants()
-    program = Program(Lowered(buffers[0], [[op]], [op.output]), constants, torch.bfloat16)
-    given = dict(zip([*buffers, *([] if added is None else [added])], [*sources, residual], strict=False))
-    program._external = {b: k for k, b in enumerate([*given, out])}
-    constants.commit()
-    program.encode()
+    given = [*buffers, *([] if added is None else [added])]
+    plan = Lowered(given, [[op]], {Value(out.shape, torch.bfloat16): op.output})
+    program = Program(plan, PackedWeights(), torch.bfloat16)
     result = torch.empty(out.shape, dtype=out.dtype(torch.bfloat16))
     for piece in program._pieces:
-        torch.ops.hrnet_fast.run_program(piece.steps, torch.empty(0, dtype=torch.uint8),
-                                         [*constants.blobs, *given.values(), result])  # fmt: skip
+        torch.ops.hrnet_fast.run_program(piece.steps, torch.empty(0, dtype=torch.uint8), [
+            *program._blobs, *sources, *([] if residual is None else [residual]), result,
+        ])  # fmt: skip
     return result
 
 
@@ -119,8 +120,8 @@ def test_bfloat16_products_are_of_numbers_rounded_to_nearest():
 
 
 def lowered(module, shape, pairs=False):
-    tape = record(module.eval(), shape, torch.float32)
-    return lowering.lower(tape, graph.build(tape), True, pairs)
+    graph = record(module.eval(), (torch.empty(shape),), constants=Constants())
+    return steps.lower(graph, steps_of(graph), True, pairs)
 
 
 class Blocks(nn.Module):
@@ -145,28 +146,31 @@ def test_sums_are_written_over_what_they_add(again):
     plan = lowered(module, (1, 8, 16, 16))
     sums = [op for step in plan.steps for op in step if op.residual is not None]
     assert [op.residual.buffer is op.output.buffer for op in sums] == [not again, True, False]  # the last is the result
-    constants = Constants()
-    program = Program(plan, constants, torch.float32)
-    constants.commit()
-    program.encode()
+    program = Program(plan, PackedWeights(), torch.float32)
     for _ in range(2):  # what the first call wrote over must not matter to the second
-        (y,) = program.run(x, torch.empty(program.arena_bytes, dtype=torch.uint8))
+        (y,) = program.run([x], torch.empty(program.arena_bytes, dtype=torch.uint8))
         with torch.no_grad():
             assert relative_error(y, module.double()(x.double())) < 1e-5
         module.float()
+
+
+def in_bfloat16(model, x):
+    """By the kernels, whatever would be faster."""
+    fast = hf.optimize(model, x, dtype=torch.bfloat16, memory_format=torch.contiguous_format)
+    assert fast.engine == "planned"
+    return fast
 
 
 @needs_pairs
 def test_what_is_added_to_stays_in_float32(monkeypatch):
     model = randomize(hf.create_model(SMALL, task="segmentation")).eval()
     x = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(5))
-    engine = planned.Planned(model, torch.bfloat16, 1, True)
+    fast = in_bfloat16(model, x)
     with torch.no_grad():
-        reference = hf.unpatch(model).double()(x.double())
-        model.float()
-        error = relative_error(engine(x), reference)
-        monkeypatch.setattr(lowering, "_widen", lambda steps: None)
-        narrow = relative_error(planned.Planned(model, torch.bfloat16, 1, True)(x), reference)
+        reference = copy.deepcopy(model).double()(x.double())
+        error = relative_error(fast(x), reference)
+        monkeypatch.setattr(steps, "_widen", lambda steps: None)
+        narrow = relative_error(in_bfloat16(model, x)(x), reference)
     assert error < 0.8 * narrow, (error, narrow)
 
 
@@ -175,21 +179,21 @@ def test_results_of_float32_sums_are_copied_from_the_arena():
     """In the network's dtype: no second image of the result's size in float32, and nothing that a later call writes to."""
     model = randomize(hf.create_model(SMALL, task="features")).eval()
     a, b = torch.randn(2, 1, 3, 64, 96, generator=torch.Generator().manual_seed(6))
-    engine = planned.Planned(model, torch.bfloat16, 1, True)
-    first = engine(a)
+    fast = in_bfloat16(model, a)
+    first = fast(a)
     kept = [y.clone() for y in first]
-    engine(b)
+    fast(b)
     assert all(torch.equal(y, k) for y, k in zip(first, kept, strict=True))
     with torch.no_grad():
         reference = hf.unpatch(model).double()(a.double())
     assert max(relative_error(y, r) for y, r in zip(first, reference, strict=True)) < 3e-2
-    (plan,) = engine._plans.values()
-    outputs = plan.program._plan.outputs
-    assert all(o.buffer.wide and not o.buffer.external for o in outputs)
+    (prepared,) = fast._shapes.values()
+    outputs = prepared.run._program._plan.outputs
+    assert all(o.buffer.wide and not o.buffer.external for o in outputs.values())
 
 
 def test_the_algorithm_follows_the_shape():
-    assert lowering.algorithm((1, 48, 128, 128), 48) == WINOGRAD4
-    assert lowering.algorithm((1, 384, 7, 7), 384) == WINOGRAD2  # of 4x4 tiles half would lie outside
-    assert lowering.algorithm((1, 64, 128, 128), 3) == DIRECT  # transforms would cost more than they save
-    assert lowering.algorithm((1, 48, 128, 128), 48, PAIRS) == WINOGRAD4 + PAIRS
+    assert steps.algorithm((1, 48, 128, 128), 48) == WINOGRAD4
+    assert steps.algorithm((1, 384, 7, 7), 384) == WINOGRAD2  # of 4x4 tiles half would lie outside
+    assert steps.algorithm((1, 64, 128, 128), 3) == DIRECT  # transforms would cost more than they save
+    assert steps.algorithm((1, 48, 128, 128), 48, PAIRS) == WINOGRAD4 + PAIRS

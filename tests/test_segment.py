@@ -14,13 +14,13 @@ from test_checkpoint import Dangerous
 import hrnet_fast as hf
 from hrnet_fast import files as writing
 from hrnet_fast.cli import main
-from hrnet_fast.engine.planned import why_not
 from hrnet_fast.models import convert_checkpoint, randomize
 from hrnet_fast.pictures import BadPicture, by_shape, files, networks, pipeline, reading
 from hrnet_fast.pictures.inference import probabilities
 from hrnet_fast.pictures.overlay import class_image, overlay
 from hrnet_fast.pictures.palette import CITYSCAPES, palette
 from hrnet_fast.pictures.segmentation import Segmenter
+from hrnet_fast.runtime.cpu.planned import why_not
 from hrnet_fast.tolerances import MODEL, relative_error
 
 SMALL = "hrnet_w18_small_v1"

@@ -83,7 +83,7 @@ class Convolve {
            blocks * part / c.parts, blocks * (part + 1) / c.parts);
   }
 
-  // Multiplications, and for Winograd what the transforms add to them (TRANSFORMS of hrnet_fast/engine/lowering.py).
+  // Multiplications, and for Winograd what the transforms add to them (TRANSFORMS of hrnet_fast/runtime/cpu/steps.py).
   static double work(const Convolution& q) {
     const double pairs = static_cast<double>(q.c_in) * q.c_out / (has_pairs(q.algorithm) ? 2 : 1);
     const double channels = static_cast<double>(q.c_in + q.c_out);

@@ -1,6 +1,6 @@
 // A planned network: steps on images that lie in one arena, run without returning to Python between them.
 //
-// The plan is a vector of 64-bit integers (hrnet_fast/engine/program.py writes it): steps one after the other, each
+// The plan is a vector of 64-bit integers (hrnet_fast/runtime/cpu/program.py writes it): steps one after the other, each
 // begun by its kind and its length. An address is a pair (base, byte offset); bases are the arena and then the tensors
 // that the caller hands in, constants, images and results. Every address is checked against the size of what it points
 // into before a step runs.

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hrnet_fast.engine import OptimizedModel, optimize
+from hrnet_fast.runtime import OptimizedModel, optimize
 
 # Preparing a shape takes as long as some dozen passes gain by it. By this many passes about as much has been lost as the
 # preparation costs, so that whatever comes, at most twice as much is lost as by somebody who knew what would come.

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hrnet_fast.engine import optimize
-from hrnet_fast.engine.planned import why_not
 from hrnet_fast.models import create_model, randomize, read_header
 from hrnet_fast.pictures.by_shape import ByShape
 from hrnet_fast.pictures.reading import DEVIATION, MEAN, normalize
+from hrnet_fast.runtime import optimize
+from hrnet_fast.runtime.cpu.planned import why_not
 
 
 class Network(NamedTuple):

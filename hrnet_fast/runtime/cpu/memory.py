@@ -2,7 +2,7 @@
 
 import torch
 
-from hrnet_fast.engine.lowering import Buffer, Image, Lowered, TorchCall
+from hrnet_fast.runtime.cpu.steps import Buffer, Image, Lowered, TorchCall
 
 ALIGNMENT = 64  # bytes: a cache line, and a register
 
@@ -20,7 +20,7 @@ def place(plan: Lowered, dtype: torch.dtype) -> tuple[dict[Buffer, int], int]:
             for buffer in [*written, *(image.buffer for image in operation.reads())]:
                 if not buffer.external:
                     lives.setdefault(buffer, [k, k])[1] = k
-    for output in plan.outputs:  # copied from the arena when all steps are done
+    for output in plan.outputs.values():  # copied from the arena when all steps are done
         if isinstance(output, Image) and output.buffer in lives:
             lives[output.buffer][1] = len(plan.steps)
     offsets: dict[Buffer, int] = {}

@@ -1,13 +1,15 @@
-"""From sums to what the kernels do: convolutions and exchanges on images in planned memory, in steps of independent ones."""
+"""From steps to what the kernels do: convolutions and exchanges on images in planned memory, in steps of independent ones."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 
 from hrnet_fast.call import MAX_INPUTS
-from hrnet_fast.engine.graph import Call, Conv, Step, Sum, Weight
-from hrnet_fast.engine.tape import NotPlannable, Tape, Value
+from hrnet_fast.network.nodes import Graph, Refused, Value
+from hrnet_fast.network.sums import Call, Conv, Step, Sum, Weight
+from hrnet_fast.runtime.normalization import Normalization
 
 MAX_SOURCES, MAX_CONVOLUTIONS = 4, 16  # kMaxSources and kMaxConvolutions of csrc/cpu/convolution.h
 DIRECT, WINOGRAD2, WINOGRAD4 = 0, 1, 2  # Algorithm of csrc/cpu/convolution.h
@@ -16,6 +18,9 @@ PAIRS = 3  # added to it: factors in bfloat16, two channels a multiplication
 READING = 0.6  # of a weight from memory
 TRANSFORMS = {2: 100, 4: 370}  # of sixteen tiles of a channel, there and back
 DIRECT_PRODUCT = 0.77  # without Winograd's buffer between products and result
+SHARED = 1.1  # how much longer a convolution may take by weights that are packed already
+
+IsPacked = Callable[[tuple[tuple[Weight, ...], ...], int], bool]
 
 
 @dataclass(eq=False)
@@ -45,19 +50,6 @@ class Image:
         return self.buffer.shape[2:]
 
 
-@dataclass(frozen=True)
-class Normalization:
-    """What a network expects of its image: (image - mean) / std, of each channel."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    def __call__(self, image: torch.Tensor) -> torch.Tensor:
-        """A normalized image [N, C, H, W], in its own dtype."""
-        mean, std = (image.new_tensor(v).view(-1, 1, 1) for v in (self.mean, self.std))
-        return (image - mean) / std
-
-
 @dataclass(eq=False)
 class Convolution:
     """output = act(bias + residual + weights * sources), the sources' channels side by side."""
@@ -70,7 +62,7 @@ class Convolution:
     residual: Image | None
     relu_from: int  # ReLU on output channels from this one on
     algorithm: int = DIRECT
-    normalization: "Normalization | None" = None  # of its sources, in weights, bias and border
+    normalization: Normalization | None = None  # of its sources, in weights, bias and border
 
     def reads(self) -> list[Image]:
         """The images that it reads."""
@@ -101,6 +93,7 @@ class TorchCall:
     call: Call
     inputs: dict[Value, Image]  # those that lie in planned memory
     outputs: list[Buffer | None]
+    results: list[Buffer]  # that it reads of other calls, and inputs of the network
 
     def reads(self) -> list[Image]:
         """The images that it reads."""
@@ -114,70 +107,78 @@ Operation = Convolution | Exchange | TorchCall
 class Lowered:
     """A network as operations in steps; those of a step do not depend on each other."""
 
-    image: Buffer
+    inputs: list[Buffer]
     steps: list[list[Operation]]
-    outputs: list[Image | Buffer | None]  # a Buffer: the result of a TorchCall, whatever its shape; None: the image
-    values: dict[Value, Buffer] = field(default_factory=dict)  # results of TorchCalls
+    outputs: dict[
+        Value, Image | Buffer
+    ]  # what the caller reads; a Buffer: of any shape, an input or made by a TorchCall
+    values: dict[Value, Buffer] = field(default_factory=dict)  # results of TorchCalls, and inputs that are no images
     normalization: Normalization | None = None  # that the image needs before the first step
 
 
 def lower(
-    tape: Tape,
+    graph: Graph,
     steps: list[Step],
     winograd: bool = True,
     pairs: bool = False,
     normalization: Normalization | None = None,
+    is_packed: IsPacked | None = None,
 ) -> Lowered:
     """The operations of a network, in steps.
 
     Args:
-        tape: the recorded network.
-        steps: what ``graph.build`` made of it.
+        graph: the recorded network.
+        steps: what the passes made of it.
         winograd: whether 3x3 convolutions of stride 1 may be computed by Winograd's algorithm.
         pairs: whether there are instructions that multiply two bfloat16 channels at once.
         normalization: what the network expects of its image and the caller has not done.
+        is_packed: whether a convolution's weights are packed for an algorithm already, by a plan for another shape.
 
     Raises:
-        NotPlannable: an image is not four-dimensional, or a sum has too many terms.
+        Refused: a sum has too many terms.
     """
-    return _Lowering(tape, winograd, pairs).run(steps, normalization)
+    return _Lowering(graph, winograd, pairs, is_packed).run(steps, normalization)
 
 
 class _Lowering:
-    def __init__(self, tape: Tape, winograd: bool, pairs: bool):
-        self._tape, self._winograd, self._pairs = tape, winograd, pairs
+    def __init__(self, graph: Graph, winograd: bool, pairs: bool, is_packed: IsPacked | None):
+        self._is_packed = is_packed or (lambda weights, algorithm: False)
+        self._graph, self._winograd, self._pairs = graph, winograd, pairs
         self._images: dict[Value, Image] = {}
         self._results: dict[Value, Buffer] = {}  # of TorchCalls
         self._operations: list[Operation] = []
 
     def run(self, steps: list[Step], normalization: Normalization | None) -> Lowered:
-        image = Buffer(self._four(self._tape.image), external=True)
-        self._images[self._tape.image] = Image(image, 0, image.shape[1])
+        inputs = [self._input(value) for value in self._graph.inputs]
         for step in steps:
             if isinstance(step, Sum):
                 self._sum(step)
             else:
                 self._call(step)
-        outputs = [self._output(v) for v in self._tape.outputs]
+        outputs = {v: self._output(v) for v in self._graph.outputs()}
         levels = _by_level(self._operations)
-        external = {o.buffer for o in outputs if isinstance(o, Image)}
-        joined = [_join(level, external) for level in levels]
+        results = {o.buffer for o in outputs.values() if isinstance(o, Image)}
+        joined = [_join(level, results) for level in levels]
         steps = [part for level in joined for part in _parts(level)]
-        results = {o.buffer for o in outputs if isinstance(o, Image)}
         if self._pairs:
             _widen(steps)
             for buffer in results:  # the caller gets what is made of it in the network's dtype
-                buffer.external = buffer.external and not buffer.wide
+                buffer.external = buffer in inputs or (buffer.external and not buffer.wide)
         _add_in_place(steps, results)
-        if normalization is None or (None not in outputs and _normalize(steps, image, normalization)):
-            left = None
-        else:
-            left = normalization
-        return Lowered(image, steps, outputs, self._results, left)
+        left = normalization
+        if normalization is not None and len(inputs) == 1 and not set(inputs) & {*results, *outputs.values()}:
+            left = None if _normalize(steps, inputs[0], normalization) else normalization
+        return Lowered(inputs, steps, outputs, self._results, left)
 
-    def _output(self, value: Value) -> Image | Buffer | None:
-        if value is self._tape.image:
-            return None
+    def _input(self, value: Value) -> Buffer:
+        buffer = Buffer(value.shape, external=True)
+        if len(value.shape) == 4 and value.dtype.is_floating_point and 0 not in value.shape:
+            self._images[value] = Image(buffer, 0, value.shape[1])
+        else:
+            self._results[value] = buffer
+        return buffer
+
+    def _output(self, value: Value) -> Image | Buffer:
         if value in self._results:
             return self._results[value]
         image = self._images[value]
@@ -187,7 +188,7 @@ class _Lowering:
     @staticmethod
     def _four(value: Value) -> tuple[int, int, int, int]:
         if len(value.shape) != 4 or 0 in value.shape:
-            raise NotPlannable(f"an image of shape {list(value.shape)}")
+            raise Refused(f"an image of shape {list(value.shape)}")
         return value.shape
 
     def _new(self, shape: tuple[int, ...]) -> Image:
@@ -201,16 +202,14 @@ class _Lowering:
 
     def _call(self, step: Call) -> None:
         inputs = {v: self._images[v] for v in step.inputs() if v not in self._results}
-        outputs = []
+        outputs: list[Buffer | None] = []
         for value in step.node.outputs:
             buffer = None if value is None else Buffer(value.shape, external=True)
             outputs.append(buffer)
             if value is not None:
                 self._results[value] = buffer
-        call = TorchCall(step, inputs, outputs)
-        # what other calls make is read as well: the order must know
-        call.results = [self._results[v] for v in step.inputs() if v in self._results]
-        self._operations.append(call)
+        results = [self._results[v] for v in step.inputs() if v in self._results]
+        self._operations.append(TorchCall(step, inputs, outputs, results))
 
     def _sum(self, step: Sum) -> None:
         output = self._new(self._four(step.output))
@@ -218,7 +217,7 @@ class _Lowering:
         if step.projection is not None:
             inputs = [(self._image(t.value), t.weight) for t in (*step.convs, *step.ups)]
             inputs = [(self._image(v), None) for v in step.identities] + inputs
-            channels = step.weights()[0].shape[0]
+            channels = step.projection.shape[1]
             return self._exchange(step, output, inputs, channels)
         identities = [self._image(v) for v in step.identities]
         groups = list(_groups(step.convs))
@@ -243,7 +242,7 @@ class _Lowering:
 
     def _exchange(self, step: Sum, output: Image, inputs: list, channels: int) -> None:
         if len(inputs) > MAX_INPUTS:
-            raise NotPlannable(f"a sum of {len(inputs)} terms")
+            raise Refused(f"a sum of {len(inputs)} terms")
         mode, corners = (step.ups[0].mode, step.ups[0].align_corners) if step.ups else ("bilinear", False)
         self._operations.append(
             Exchange(output, inputs, channels, mode, corners, step.relu, step.projection)
@@ -257,11 +256,17 @@ class _Lowering:
         pairs = PAIRS if self._pairs and not any(s.channels % 2 for s in made.sources[:-1]) else 0
         made.algorithm = DIRECT + pairs
         if self._winograd and kernel == 3 and stride == 1:
-            made.algorithm = algorithm(output.buffer.shape, made.sources[0].channels, pairs)
+            packed = functools.partial(self._is_packed, (tuple(weights),))
+            made.algorithm = algorithm(output.buffer.shape, made.sources[0].channels, pairs, packed)
         self._operations.append(made)
 
 
-def algorithm(shape: tuple[int, int, int, int], c_in: int, pairs: int = 0) -> int:
+def algorithm(
+    shape: tuple[int, int, int, int],
+    c_in: int,
+    pairs: int = 0,
+    is_packed: Callable[[int], bool] = lambda algorithm: False,
+) -> int:
     """Which algorithm a 3x3 convolution of stride 1 with this output shape takes, DIRECT or one of Winograd's.
 
     What is compared are multiply-adds of registers of sixteen numbers, those of the transforms, and the reading of the
@@ -280,7 +285,10 @@ def algorithm(shape: tuple[int, int, int, int], c_in: int, pairs: int = 0) -> in
         WINOGRAD2: registers(2) * (16 * products + TRANSFORMS[2] * channels) + 16 * products * READING,
         DIRECT: 9 * products * (pixels * DIRECT_PRODUCT + READING),
     }
-    return pairs + min(costs, key=costs.get)
+    best = min(costs.values())
+    # weights that another shape has packed are taken where little is lost by it: memory and packing cost more
+    shared = [a for a in costs if costs[a] <= SHARED * best and is_packed(pairs + a)]
+    return pairs + min(shared or costs, key=costs.get)
 
 
 def _groups(convs: list[Conv]) -> Iterator[list[Conv]]:

@@ -1,16 +1,14 @@
-"""A lowered network as a program for the C++ kernels, with torch's operators between its parts where there are any."""
+"""A network's operations as a program for the C++ kernels, with torch's operators between its parts."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from hrnet_fast.engine import memory
-from hrnet_fast.engine.constants import Constants
-from hrnet_fast.engine.lowering import Buffer, Convolution, Exchange, Image, Lowered, TorchCall
-from hrnet_fast.engine.tape import Constant, Value
+from hrnet_fast.network.nodes import Constant, Value
+from hrnet_fast.runtime.cpu import memory
+from hrnet_fast.runtime.cpu.packed_weights import Packed, PackedWeights
+from hrnet_fast.runtime.cpu.steps import Buffer, Convolution, Exchange, Image, Lowered, TorchCall
 
 # what csrc/cpu/program.cpp reads
 _CONVOLUTIONS, _EXCHANGE = 1, 2
@@ -29,27 +27,27 @@ class Piece:
 
 
 class Program:
-    """A network for images of one shape.
+    """A network for inputs of one shape.
 
     Args:
         plan: the lowered network.
-        constants: gets the weights; they are filled by ``constants.commit``.
+        weights: packs what the plan needs and others have not packed already.
         dtype: of the images and of the results.
     """
 
-    def __init__(self, plan: Lowered, constants: Constants, dtype: torch.dtype):
-        self._plan, self._constants, self._dtype = plan, constants, dtype
-        self._keys: dict[int, Any] = {}  # of each operation: where its constants will lie
+    def __init__(self, plan: Lowered, weights: PackedWeights, dtype: torch.dtype):
+        self._plan, self._weights, self._dtype = plan, weights, dtype
+        self._blobs: list[Tensor] = []
+        self._places: dict[Packed, int] = {}  # in that list; holds what this plan needs
         self._casts: dict[Constant, Tensor] = {}
         self._offsets, self.arena_bytes = memory.place(plan, dtype)
         self._external = self._externals()
-        for step in plan.steps:
-            for op in step:
-                self._note(op)
-        self._pieces: list[Piece] | None = None
+        self._pieces = self._encode()
 
     def _externals(self) -> dict[Buffer, int]:
-        found: dict[Buffer, int] = {self._plan.image: 0}
+        found: dict[Buffer, int] = {}
+        for buffer in self._plan.inputs:
+            found[buffer] = len(found)
         for step in self._plan.steps:
             for op in step:
                 outputs = op.outputs if isinstance(op, TorchCall) else [op.output.buffer]
@@ -58,64 +56,80 @@ class Program:
                         found[buffer] = len(found)
         return found
 
-    def _note(self, op) -> None:
-        if isinstance(op, Convolution):
-            self._keys[id(op)] = self._constants.convolution(op)
-        elif isinstance(op, Exchange):
-            dtype = op.output.buffer.dtype(self._dtype)
-            matrices = [None if w is None else self._constants.matrix(w, dtype) for _, w in op.inputs]
-            projection = op.projection
-            self._keys[id(op)] = (
-                matrices,
-                self._constants.exchange_bias(op, dtype),
-                None if projection is None else self._constants.matrix(projection, dtype),
-                None if projection is None else self._constants.vector([projection], dtype),
-            )
-
-    def encode(self) -> None:
-        """Writes the program; the constants must have their places."""
+    def _encode(self) -> list[Piece]:
+        # all weights first: their number says where the other tensors come in the list
+        bodies = [None if isinstance(step[0], TorchCall) else self._weights_of(step) for step in self._plan.steps]
         pieces: list[Piece] = []
         words: list[int] = []
-        self._blobs = len(self._constants.blobs)
-        for step in self._plan.steps:
-            if isinstance(step[0], TorchCall):
+        for step, packed in zip(self._plan.steps, bodies):
+            if packed is None:
                 if words:
                     pieces.append(Piece(torch.tensor(words, dtype=torch.int64), None))
                     words = []
                 pieces.append(Piece(None, step[0]))
                 continue
             convolutions = isinstance(step[0], Convolution)
-            body = [len(step)] + [w for op in step for w in self._convolution(op)] if convolutions else (
-                self._exchange(step[0]))  # fmt: skip
+            if convolutions:
+                body = [len(step), *(w for op, p in zip(step, packed) for w in self._convolution(op, p))]
+            else:
+                body = self._exchange(step[0], packed[0])
             words += [_CONVOLUTIONS if convolutions else _EXCHANGE, len(body), *body]
         if words:
             pieces.append(Piece(torch.tensor(words, dtype=torch.int64), None))
-        self._pieces = pieces
+        return pieces
 
-    def run(self, image: Tensor, arena: Tensor) -> list[Tensor]:
-        """The network's results, in new memory, for an image of the plan's shape, of any floating dtype and layout."""
-        blobs = self._constants.blobs[: self._blobs]
-        nothing = image.new_empty(0)
+    def _weights_of(self, step: list) -> list[tuple]:
+        return [self._placed(self._weights.convolution(op)) if isinstance(op, Convolution)
+                else self._placed(self._exchange_weights(op)) for op in step]  # fmt: skip
+
+    def _exchange_weights(self, op: Exchange) -> tuple:
+        dtype, projection = op.output.buffer.dtype(self._dtype), op.projection
+        return (
+            self._weights.exchange_bias(op, dtype),
+            None if projection is None else self._weights.matrix(projection, dtype),
+            None if projection is None else self._weights.vector([projection], dtype),
+            *(None if w is None else self._weights.matrix(w, dtype) for _, w in op.inputs),
+        )
+
+    def _placed(self, packed: tuple) -> tuple:
+        for p in packed:
+            if p is not None and p not in self._places:
+                self._places[p] = len(self._blobs)
+                self._blobs.append(p.bytes)
+        return packed
+
+    def run(self, inputs: list[Tensor], arena: Tensor) -> list[Tensor]:
+        """The values that the caller reads, in new memory, in the order of ``Lowered.outputs``.
+
+        Args:
+            inputs: of the plan's shapes, of any floating dtype and layout.
+            arena: ``arena_bytes`` bytes or more.
+        """
+        nothing = torch.empty(0)
         external: list[Tensor] = [nothing] * len(self._external)
         if self._plan.normalization is not None:
-            image = self._plan.normalization(image)
-        external[0] = image.to(self._plan.image.dtype(self._dtype)).contiguous()
-        for output in self._plan.outputs:
-            if isinstance(output, Image) and output.buffer.external:
+            inputs = [self._plan.normalization(inputs[0])]
+        for k, (buffer, given) in enumerate(zip(self._plan.inputs, inputs, strict=True)):
+            to = buffer.dtype(self._dtype) if given.is_floating_point() else given.dtype
+            external[k] = given.to(to).contiguous()
+        for output in self._plan.outputs.values():
+            if isinstance(output, Image) and output.buffer.external and output.buffer not in self._plan.inputs:
                 buffer = output.buffer
                 external[self._external[buffer]] = torch.empty(buffer.shape, dtype=buffer.dtype(self._dtype))
         for piece in self._pieces:
             if piece.steps is not None:
                 dense = [t if t.is_contiguous() and t.dtype in DTYPES else nothing for t in external]
-                torch.ops.hrnet_fast.run_program(piece.steps, arena, [*blobs, *dense])
+                torch.ops.hrnet_fast.run_program(piece.steps, arena, [*self._blobs, *dense])
             else:
                 self._call(piece.call, external, arena)
-        return [
-            image.to(self._dtype, copy=True) if output is None
-            else self._view(output, external, arena) if isinstance(output, Image)
-            else self._result(output, external)
-            for output in self._plan.outputs
-        ]  # fmt: skip
+        theirs = {t.untyped_storage().data_ptr() for t in (*inputs, *external[: len(inputs)], arena)}
+        results = []
+        for output in self._plan.outputs.values():
+            result = (
+                self._view(output, external, arena) if isinstance(output, Image) else self._result(output, external)
+            )
+            results.append(result.clone() if result.untyped_storage().data_ptr() in theirs else result)
+        return results
 
     def _result(self, output: Buffer, external: list[Tensor]) -> Tensor:
         result = external[self._external[output]]
@@ -132,9 +146,7 @@ class Program:
             return external[self._external[self._plan.values[x]]]
 
         node = call.call.node
-        args, kwargs = pytree.tree_map_only((Constant, Value), argument, node.arguments)
-        if node.operator._schema.is_mutable:  # others may read what it writes into
-            args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, (args, kwargs))
+        args, kwargs = node.arguments(argument)
         out = node.operator(*args, **kwargs)
         for buffer, result in zip(call.outputs, out if node.is_list else [out], strict=True):
             if buffer is not None:
@@ -153,7 +165,7 @@ class Program:
         return found
 
     def forget_casts(self) -> None:
-        """Drops copies of parameters that torch's operators take; they are made again from those of now."""
+        """Drops copies of parameters that torch's operators take; they are made again when they are needed."""
         self._casts.clear()
 
     def _view(self, image: Image, external: list[Tensor], arena: Tensor) -> Tensor:
@@ -170,7 +182,7 @@ class Program:
     def _address(self, buffer: Buffer, element: int) -> tuple[int, int]:
         offset = element * buffer.dtype(self._dtype).itemsize
         if buffer.external:
-            return _FIRST_BLOB + self._blobs + self._external[buffer], offset
+            return _FIRST_BLOB + len(self._blobs) + self._external[buffer], offset
         return _ARENA, self._offsets[buffer] + offset
 
     def _planes(self, image: Image) -> list[int]:
@@ -180,15 +192,12 @@ class Program:
     def _code(self, image: Image) -> int:
         return DTYPES[image.buffer.dtype(self._dtype)]
 
-    def _constant(self, key: tuple | None) -> tuple[int, int]:
-        if key is None:
-            return _NOWHERE
-        entry = self._constants.place(key)
-        return _FIRST_BLOB + entry.blob, entry.offset
+    def _constant(self, packed: Packed | None) -> tuple[int, int]:
+        return _NOWHERE if packed is None else (_FIRST_BLOB + self._places[packed], 0)
 
-    def _convolution(self, op: Convolution) -> list[int]:
+    def _convolution(self, op: Convolution, packed: tuple) -> list[int]:
         (h, w), n, c_out = op.sources[0].size, op.output.buffer.shape[0], op.output.channels
-        weight, bias, border = self._keys[id(op)]
+        weight, bias, border = packed
         # the numbers of a residual that is not there must still make sense
         residual = [*self._planes(op.output)[:3], *_NOWHERE] if op.residual is None else self._planes(op.residual)
         return [
@@ -197,8 +206,8 @@ class Program:
             *residual, *self._constant(weight), *self._constant(bias), *self._constant(border),
         ]  # fmt: skip
 
-    def _exchange(self, op: Exchange) -> list[int]:
-        matrices, bias, projection, projection_bias = self._keys[id(op)]
+    def _exchange(self, op: Exchange, packed: tuple) -> list[int]:
+        bias, projection, projection_bias, *matrices = packed
         n, _, h, w = op.output.buffer.shape
         words = [self._code(op.output), _MODES[op.mode, op.align_corners], int(op.relu), n, h, w, op.channels,
                  len(op.inputs)]  # fmt: skip

@@ -1,0 +1,1 @@
+"""The CPU program: a network as steps of C++ kernels on images in planned memory."""

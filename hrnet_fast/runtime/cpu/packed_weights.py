@@ -1,0 +1,115 @@
+"""Weights as the kernels read them: folded and packed once, shared by all input sizes, freed with the last plan."""
+
+import weakref
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from hrnet_fast.folding import rounded
+from hrnet_fast.network.sums import Weight
+from hrnet_fast.runtime.cpu.steps import DIRECT, PAIRS, Convolution, Exchange
+
+
+class Packed:
+    """Bytes that a kernel reads, and what fills them from the parameters."""
+
+    def __init__(self, size: int, fill: Callable[[Tensor], None]):
+        self.bytes = torch.empty(size, dtype=torch.uint8)
+        self._fill = fill
+        self.refill()
+
+    def refill(self) -> None:
+        """Takes the values that the parameters have at this moment."""
+        with torch.inference_mode(False), torch.no_grad():
+            self._fill(self.bytes)
+
+
+class PackedWeights:
+    """One ``Packed`` for each weight and form of it, as long as a plan holds it."""
+
+    def __init__(self):
+        self._known: weakref.WeakValueDictionary[tuple, Packed] = weakref.WeakValueDictionary()
+
+    def convolution(self, op: Convolution) -> tuple[Packed, Packed, Packed | None]:
+        """A convolution's weight, its bias and its border (None: zeros)."""
+        c_in, c_out = sum(s.channels for s in op.sources), op.output.channels
+        parts, normal = tuple(tuple(block) for block in op.weights), op.normalization
+        algorithm = op.algorithm  # the operation itself must not be kept alive
+        size = torch.ops.hrnet_fast.packed_convolution_size(algorithm, c_out, c_in, op.kernel)
+        if normal is not None:  # of each of the sources, which are all the image
+            mean, std = (torch.tensor(v * len(op.sources), dtype=torch.float64) for v in (normal.mean, normal.std))
+
+        def whole() -> Tensor:
+            return torch.cat([torch.cat([w.kernel() for w in block], 1) for block in parts])
+
+        def fill_weight(to: Tensor) -> None:
+            weight = whole()
+            weight = weight if normal is None else (weight / std.view(-1, 1, 1)).float()
+            weight = rounded(weight, torch.bfloat16).float() if algorithm == DIRECT + PAIRS else weight.contiguous()
+            torch.ops.hrnet_fast.pack_convolution(weight, algorithm, to.view(torch.float32))
+
+        def fill_bias(to: Tensor) -> None:
+            bias = torch.cat([_bias(block) for block in parts])
+            if normal is not None:
+                bias = bias - whole().double().sum((2, 3)) @ (mean / std)
+            to.view(torch.float32).copy_(bias)
+
+        def fill_border(to: Tensor) -> None:
+            to.view(torch.float32).copy_(mean)
+
+        border = None if normal is None else self._packed(("border", normal, c_in), 4 * c_in, fill_border)
+        return (self._packed(("weight", parts, algorithm, normal), 4 * size, fill_weight),
+                self._packed(("bias", parts, normal), 4 * c_out, fill_bias), border)  # fmt: skip
+
+    def has(self, weights: tuple[tuple[Weight, ...], ...], algorithm: int) -> bool:
+        """Whether a convolution's weights are packed for an algorithm already."""
+        return ("weight", weights, algorithm, None) in self._known
+
+    def matrix(self, weight: Weight, dtype: torch.dtype) -> Packed:
+        """A 1x1 weight [c_out, c_in] in another dtype."""
+        c_out, c_in, _ = weight.shape
+
+        def fill(to: Tensor) -> None:
+            to.view(dtype).copy_(weight.kernel().flatten())
+
+        return self._packed(("matrix", weight, dtype), c_out * c_in * dtype.itemsize, fill)
+
+    def vector(self, weights: Iterable[Weight], dtype: torch.dtype) -> Packed:
+        """The sum of some biases in another dtype."""
+        weights = tuple(weights)
+
+        def fill(to: Tensor) -> None:
+            to.view(dtype).copy_(_bias(weights))
+
+        return self._packed(("vector", weights, dtype), weights[0].shape[0] * dtype.itemsize, fill)
+
+    def exchange_bias(self, op: Exchange, dtype: torch.dtype) -> Packed | None:
+        """An exchange's bias; None where it has none."""
+        weights = [weight for _, weight in op.inputs if weight is not None]
+        return self.vector(weights, dtype) if weights else None
+
+    def refill(self) -> None:
+        """Computes everything again from the parameters."""
+        for packed in list(self._known.values()):
+            packed.refill()
+
+    def total_bytes(self) -> int:
+        """Of all that is alive."""
+        return sum(packed.bytes.numel() for packed in list(self._known.values()))
+
+    def _packed(self, key: tuple, size: int, fill: Callable[[Tensor], None]) -> Packed:
+        found = self._known.get(key)
+        if found is None:
+            found = self._known[key] = Packed(size, fill)
+        return found
+
+
+def _bias(weights: Iterable[Weight]) -> Tensor:
+    """The sum of biases [c_out], in float32; those that are absent count as zeros."""
+    total = None
+    for weight in weights:
+        bias = weight.shift()
+        bias = torch.zeros(weight.shape[0]) if bias is None else bias
+        total = bias if total is None else total + bias
+    return total

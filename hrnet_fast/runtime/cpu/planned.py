@@ -1,0 +1,91 @@
+"""The CPU program of a network: one plan for each shape of its inputs, weights and memory shared."""
+
+import torch
+from torch import Tensor
+
+from hrnet_fast import library
+from hrnet_fast.network.nodes import Graph
+from hrnet_fast.network.sums import Step
+from hrnet_fast.runtime.cpu.packed_weights import PackedWeights
+from hrnet_fast.runtime.cpu.program import DTYPES, Program
+from hrnet_fast.runtime.cpu.steps import lower
+from hrnet_fast.runtime.normalization import Normalization
+
+
+def why_not(dtype: torch.dtype, device: torch.device) -> str | None:
+    """Why no network can be planned for this dtype and device; None where one can."""
+    if library.extension_error is not None:
+        return library.extension_error
+    if device.type != "cpu":
+        return f"planned programs are for the CPU, and this is {device}"
+    if dtype not in DTYPES:
+        return f"planned programs compute in float32, bfloat16 or float16, not in {dtype}"
+    return torch.ops.hrnet_fast.why_not_program() or None
+
+
+def is_in_doubt(dtype: torch.dtype) -> bool:
+    """Whether torch's operators may be faster: where the kernels here do not have the instructions that those have.
+
+    In float32 they were slower in every case measured, and in bfloat16 where both multiply pairs of channels; AMX, and
+    what may be there for float16, is torch's alone.
+    """
+    pairs = torch.ops.hrnet_fast.has_bfloat16_pairs() and torch.ops.hrnet_fast.cpu_capability() != "amx"
+    return not (dtype == torch.float32 or (dtype == torch.bfloat16 and pairs))
+
+
+class Planned:
+    """Plans networks for the kernels; what it has planned shares weights and one arena.
+
+    The arena serves one call at a time: the caller sees to that.
+
+    Args:
+        dtype: of the images and of the results.
+        winograd: whether 3x3 convolutions of stride 1 may be computed by Winograd's algorithm.
+        normalization: what the network expects of its images and callers have not done.
+    """
+
+    name = "planned"
+
+    def __init__(self, dtype: torch.dtype, winograd: bool, normalization: Normalization | None):
+        self._dtype, self._winograd, self._normalization = dtype, winograd, normalization
+        self._weights = PackedWeights()
+        self._arena = torch.empty(0, dtype=torch.uint8)
+
+    def prepare(self, graph: Graph, steps: list[Step]) -> "Plan":
+        """A network for inputs of the shapes that it was recorded with.
+
+        Raises:
+            Refused: it cannot be planned.
+        """
+        pairs = self._dtype == torch.bfloat16 and torch.ops.hrnet_fast.has_bfloat16_pairs()
+        lowered = lower(graph, steps, self._winograd, pairs, self._normalization, self._weights.has)
+        return Plan(self, Program(lowered, self._weights, self._dtype), len(lowered.steps))
+
+    def arena(self, size: int) -> Tensor:
+        """At least so many bytes, the same ones for all plans."""
+        if size > self._arena.numel():
+            self._arena = torch.empty(size, dtype=torch.uint8)
+        return self._arena
+
+    def refill(self) -> None:
+        """Takes the values that the parameters have at this moment; they are the tensors that were recorded."""
+        self._weights.refill()
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes of the arena and of packed weights."""
+        return self._arena.numel(), self._weights.total_bytes()
+
+
+class Plan:
+    """A network for inputs of given shapes, ready to run."""
+
+    def __init__(self, owner: Planned, program: Program, steps: int):
+        self._owner, self._program, self.steps = owner, program, steps
+
+    def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
+        """The graph's ``outputs()`` for the network's inputs, in new memory."""
+        return self._program.run(inputs, self._owner.arena(self._program.arena_bytes))
+
+    def refill(self) -> None:
+        """Forgets copies of parameters."""
+        self._program.forget_casts()
