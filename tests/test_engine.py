@@ -257,10 +257,10 @@ def test_says_what_it_is():
 
 
 def test_a_cpu_without_the_kernels(monkeypatch):
-    monkeypatch.setenv("HRNET_FAST_CPU_CAPABILITY", "avx2")
+    monkeypatch.setenv("HRNET_FAST_CPU_CAPABILITY", "portable")
     model, x = network(), image()
     optimized = hf.optimize(model, x)
-    assert optimized.engine == "modules" and "AVX-512" in optimized.reason
+    assert optimized.engine == "modules" and "AVX2" in optimized.reason
     assert max(errors(optimized(x), model, x)) < 1e-5
 
 
