@@ -46,9 +46,24 @@ constexpr int64_t kMaxConvolutions = 16;
 int64_t packed_weight_size(Algorithm algorithm, int64_t c_out, int64_t c_in, int kernel);
 void pack_weights(Algorithm algorithm, const float* weight, int64_t c_out, int64_t c_in, int kernel, float* packed);
 
+// What convolutions cost on one instruction set, in multiply-adds of a register.
+struct ConvolutionCosts {
+  int lanes, side;  // of a register; tiles that lie side by side in it
+  double reading;  // of a weight from memory
+  double transforms2, transforms4;  // of a register of tiles of a channel, there and back
+  double direct_product;  // without Winograd's buffer between products and result
+};
+// The cheapest algorithm of a 3x3 convolution of stride 1. `packed`: a bit for each of the first three algorithms whose
+// weights are packed already.
+Algorithm cheapest(const ConvolutionCosts& costs, int64_t n, int64_t c_out, int64_t h, int64_t w, int64_t c_in,
+                   bool pairs, int64_t packed);
+
 // Convolutions that do not depend on each other, shared out among the threads together.
-// The first one has no pairs.
+// Only the last one has pairs.
+void convolve_avx2(const Convolution* convolutions, int count);
 void convolve_avx512(const Convolution* convolutions, int count);
 void convolve_avx512_bf16(const Convolution* convolutions, int count);
+const ConvolutionCosts& costs_avx2();
+const ConvolutionCosts& costs_avx512();
 
 }  // namespace hrnet_fast

@@ -83,13 +83,13 @@ class Convolve {
            blocks * part / c.parts, blocks * (part + 1) / c.parts);
   }
 
-  // Multiplications, and for Winograd what the transforms add to them (TRANSFORMS of hrnet_fast/runtime/cpu/steps.py).
+  // Multiplications, and for Winograd what the transforms add to them (Q::kCosts).
   static double work(const Convolution& q) {
     const double pairs = static_cast<double>(q.c_in) * q.c_out / (has_pairs(q.algorithm) ? 2 : 1);
     const double channels = static_cast<double>(q.c_in + q.c_out);
     switch (tile_of(q.algorithm)) {
-      case 4: return 16. * vectors(q) * (36 * pairs + 370 * channels);
-      case 2: return 16. * vectors(q) * (16 * pairs + 100 * channels);
+      case 4: return double{Q::L} * vectors(q) * (36 * pairs + Q::kCosts.transforms4 * channels);
+      case 2: return double{Q::L} * vectors(q) * (16 * pairs + Q::kCosts.transforms2 * channels);
       default: return static_cast<double>(q.kernel) * q.kernel * pairs * q.n * q.h_out * q.w_out;
     }
   }
@@ -120,7 +120,7 @@ class Convolve {
 
   static Cut cut_direct(const Convolution& q, double share) {
     using D = Direct<Q>;
-    constexpr int64_t kPanelBytes = 400 << 10;
+    constexpr int64_t kPanelBytes = Q::kPanelBytes;
     const int64_t height = D::height(q), width = D::width(q), blocks = ceil_div(q.c_out, kChannelBlock);
     const double pixel = work(q) / (static_cast<double>(q.n) * height * width);
     int64_t columns = width, rows = height;

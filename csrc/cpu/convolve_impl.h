@@ -1,5 +1,6 @@
-// What planned networks need of one instruction set. Included inside its namespace, after exchange_impl.h.
-#include "quads_avx512.h"
+// What planned networks need of one instruction set. Included inside its namespace, after exchange_impl.h and the
+// tiles.
+#include "convolve_common.h"
 #include "winograd.h"
 #include "direct.h"
 #include "convolve.h"

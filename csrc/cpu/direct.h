@@ -3,8 +3,8 @@
 //
 // A task computes some rows of the output. It first copies what they read of the input, in float32 and with a border
 // around the image (zeros, or what becomes zero when the image is normalized), into a panel that stays in the second
-// cache; with stride 2 odd and even rows and columns go to planes of their own (phases), so that sixteen outputs read
-// sixteen neighbours. Then registers of six channels by four times sixteen pixels go through all taps and input
+// cache; with stride 2 odd and even rows and columns go to planes of their own (phases), so that the outputs of a
+// register read neighbours. Then registers of six channels by some registers of pixels go through all taps and input
 // channels.
 
 //
@@ -14,7 +14,7 @@ template <class Q, bool PAIRS = false>
 class Direct {
   using V = typename Q::V;
   static constexpr int64_t L = Q::L;
-  static constexpr int kMost = 4;  // registers of pixels at once
+  static constexpr int kMost = Q::kWide;  // registers of pixels at once
   // Planes lie far apart, and the hardware looks ahead only in one: the next ones are asked for while one is copied.
   static constexpr int64_t kAhead = 4;
 
@@ -130,11 +130,21 @@ class Direct {
     const int64_t count = cover.joined ? joined : by_row;
     for (int64_t block = from; block < to; ++block)
       for (int64_t i = 0; i < count; i += kMost) {
-        switch (count - i < kMost ? count - i : kMost) {
-          case 1: pixels<1>(block, i, cover); break;
-          case 2: pixels<2>(block, i, cover); break;
-          case 3: pixels<3>(block, i, cover); break;
-          default: pixels<4>(block, i, cover);
+        const int64_t left = count - i;
+        if constexpr (kMost > 2) {
+          if (left > 3)
+            pixels<4>(block, i, cover);
+          else if (left == 3)
+            pixels<3>(block, i, cover);
+          else if (left == 2)
+            pixels<2>(block, i, cover);
+          else
+            pixels<1>(block, i, cover);
+        } else {
+          if (left > 1)
+            pixels<2>(block, i, cover);
+          else
+            pixels<1>(block, i, cover);
         }
       }
   }

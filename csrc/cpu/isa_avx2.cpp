@@ -1,4 +1,5 @@
 // The exchange for x86-64 with AVX2 with FMA and F16C (2013 and later).
+#include "convolution.h"
 #include "isa.h"
 
 #ifdef HRNET_FAST_X86
@@ -7,6 +8,8 @@ namespace hrnet_fast {
 namespace avx2 {
 #include "vec_avx2.h"
 #include "exchange_impl.h"
+#include "quads_avx2.h"
+#include "convolve_impl.h"
 
 template <class V, class T>
 static void run(const Problem& q) {
@@ -36,6 +39,12 @@ void backward_avx2(const BackwardProblem& q) {
     case DType::kFloat64: return avx2::Backward<avx2::VecGeneric<double, 4>, double>::run(q);
   }
 }
+
+void convolve_avx2(const Convolution* convolutions, int count) {
+  avx2::Convolve<avx2::QuadsAvx2>::run(convolutions, count);
+}
+
+const ConvolutionCosts& costs_avx2() { return avx2::QuadsAvx2::kCosts; }
 
 void norm_avx2(const NormProblem& q, bool forward) {
   switch (q.dtype) {

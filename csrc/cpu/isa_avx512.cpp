@@ -8,6 +8,7 @@ namespace hrnet_fast {
 namespace avx512 {
 #include "vec_avx512.h"
 #include "exchange_impl.h"
+#include "quads_avx512.h"
 #include "convolve_impl.h"
 
 template <class V, class T>
@@ -42,6 +43,8 @@ void backward_avx512(const BackwardProblem& q) {
 void convolve_avx512(const Convolution* convolutions, int count) {
   avx512::Convolve<avx512::QuadsAvx512>::run(convolutions, count);
 }
+
+const ConvolutionCosts& costs_avx512() { return avx512::QuadsAvx512::kCosts; }
 
 void norm_avx512(const NormProblem& q, bool forward) {
   switch (q.dtype) {

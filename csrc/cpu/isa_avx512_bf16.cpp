@@ -9,6 +9,7 @@ namespace hrnet_fast {
 namespace avx512_bf16 {
 #include "vec_avx512.h"
 #include "exchange_impl.h"
+#include "quads_avx512.h"
 #include "convolve_impl.h"
 }  // namespace avx512_bf16
 

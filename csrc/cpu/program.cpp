@@ -1,9 +1,9 @@
 // A planned network: steps on images that lie in one arena, run without returning to Python between them.
 //
-// The plan is a vector of 64-bit integers (hrnet_fast/runtime/cpu/program.py writes it): steps one after the other, each
-// begun by its kind and its length. An address is a pair (base, byte offset); bases are the arena and then the tensors
-// that the caller hands in, constants, images and results. Every address is checked against the size of what it points
-// into before a step runs.
+// The plan is a vector of 64-bit integers (hrnet_fast/runtime/cpu/program.py writes it): steps one after the other,
+// each begun by its kind and its length. An address is a pair (base, byte offset); bases are the arena and then the
+// tensors that the caller hands in, constants, images and results. Every address is checked against the size of what it
+// points into before a step runs.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -206,6 +206,10 @@ int64_t packed_convolution_size(int64_t algorithm, int64_t c_out, int64_t c_in, 
   return packed_weight_size(static_cast<Algorithm>(algorithm), c_out, c_in, static_cast<int>(kernel));
 }
 
+int64_t cheapest_convolution(int64_t n, int64_t c_out, int64_t h, int64_t w, int64_t c_in, bool pairs, int64_t packed) {
+  return static_cast<int64_t>(cheapest(convolution_costs(), n, c_out, h, w, c_in, pairs, packed));
+}
+
 bool has_bfloat16_pairs() { return multiplies_pairs(); }
 
 std::string why_not_program() { return why_not_convolve() == nullptr ? "" : why_not_convolve(); }
@@ -217,6 +221,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hrnet_fast, m) {
   m.def("run_program(Tensor program, Tensor(a!) arena, Tensor(b!)[] others) -> ()");
   m.def("pack_convolution(Tensor weight, int algorithm, Tensor(a!) packed) -> ()");
   m.def("packed_convolution_size(int algorithm, int c_out, int c_in, int kernel) -> int");
+  m.def("cheapest_convolution(int n, int c_out, int h, int w, int c_in, bool pairs, int packed) -> int");
   m.def("why_not_program() -> str");
   m.def("has_bfloat16_pairs() -> bool");
 }
@@ -228,6 +233,7 @@ STABLE_TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(hrnet_fast, CompositeExplicitAutograd, m) {
   m.impl("packed_convolution_size", TORCH_BOX(hrnet_fast::packed_convolution_size));
+  m.impl("cheapest_convolution", TORCH_BOX(hrnet_fast::cheapest_convolution));
   m.impl("has_bfloat16_pairs", TORCH_BOX(hrnet_fast::has_bfloat16_pairs));
   m.impl("why_not_program", TORCH_BOX(hrnet_fast::why_not_program));
 }

@@ -7,7 +7,12 @@
 struct QuadsAvx512 {
   using V = VecAvx512;
   using Mask = __mmask16;
-  static constexpr int L = 16, kQuads = 4;
+  static constexpr int L = 16, kSide = 4, kPlaces = 4;  // tiles side by side; such quads in a register
+  static constexpr int kWide = 4;  // 6 x 4 sums, 4 operands, 1 factor, of 32 registers
+  static constexpr int kMost = 4;  // registers of tiles in a block
+  static constexpr int64_t kBlockBytes = 600 << 10, kPanelBytes = 400 << 10, kProductBytes = 0;
+  // Fitted to 24 shapes from 18 channels at 128x128 to 384 at 7x7, two cores of a Zen 5.
+  static constexpr ConvolutionCosts kCosts = {L, kSide, 0.6, 100, 370, 0.77};
 
   static Mask mask(int64_t first, int64_t last) {  // lanes first .. last - 1
     const auto upto = [](int64_t n) { return n <= 0 ? 0u : n >= 16 ? 0xffffu : (1u << n) - 1u; };
@@ -21,6 +26,53 @@ struct QuadsAvx512 {
   template <class T>
   static void store(T* p, Mask m, V x) {
     _mm256_mask_storeu_epi16(p, m, x.narrow(T{}));
+  }
+
+  // Which of a quad's columns lie inside of the image; with M = 4 two of those read come on their own.
+  template <int M>
+  struct Columns {
+    Mask reads, more, stores;
+  };
+  template <int M>
+  static Columns<M> columns(int64_t x, int64_t w) {
+    constexpr int kWidth = kSide * M;
+    return {mask(1 - x, w + 1 - x), mask(0, w - 3 - x), mask(0, w - x < kWidth ? w - x : kWidth)};
+  }
+  template <int M>
+  static constexpr bool all_columns(int64_t, int64_t) {  // masks cost nothing
+    return true;
+  }
+  // to[k]: column k of the tiles, of the row that lies `offset` elements after where they begin.
+  template <int M, bool INNER, class T, class Inside>
+  static void read(const T* const (&at)[kPlaces], const Columns<M> (&columns)[kPlaces], int64_t offset, int64_t ahead,
+                   Inside&& inside, V* to) {
+    V pixels[4], last[4];
+    for (int i = 0; i < 4; ++i) {
+      if (INNER || inside(i)) {
+        __builtin_prefetch(at[i] + offset + ahead);
+        pixels[i] = load(at[i] + offset, columns[i].reads);
+        if (M == 4) last[i] = load(at[i] + offset + 4, columns[i].more);
+      } else {
+        pixels[i] = last[i] = V::zero();
+      }
+    }
+    split<M, 4>(pixels, to);
+    if constexpr (M == 4) split<M, 2>(last, to + 4);
+  }
+  // Writes row r of the tiles: act(y + bias + residual).
+  template <int M, class Places, class T>
+  static void write(const Places& places, int r, const V (&y)[M], V bias, bool relu, int64_t row, T* to,
+                    const T* residual) {
+    V pixels[4];
+    merge(y, pixels);
+    for (int i = 0; i < 4; ++i) {
+      const auto& quad = places.at[i];
+      if (r >= quad.rows) continue;
+      V out = pixels[i] + bias;
+      if (residual != nullptr) out = out + load(residual + row + quad.residual, quad.columns.stores);
+      if (relu) out = out.relu();
+      store(to + quad.output + row, quad.columns.stores, out);
+    }
   }
 
   // to[k], lane 4 q + t: pixel STEP * t + k of quad q's row, for the FIRST two or all four k
@@ -96,25 +148,3 @@ struct QuadsAvx512 {
   }
 #endif
 };
-
-// Weights are asked for so many numbers (2 KiB) ahead: the hardware does not follow them over the borders of pages.
-constexpr int64_t kWeightsAhead = 512;
-
-// sum + factor * in, or with PAIRS the products of both halves of the lanes.
-template <class Q, bool PAIRS>
-static typename Q::V multiply_add(typename Q::V factor, typename Q::V in, typename Q::V sum) {
-  if constexpr (PAIRS)
-    return Q::dot_pairs(factor, in, sum);
-  else
-    return Q::V::fma(factor, in, sum);
-}
-
-// Calls f with a null pointer to elements of a type. One place for all kernels; what runs in f is small or long.
-template <class F>
-static void with_type(DType dtype, F&& f) {
-  switch (dtype) {
-    case DType::kBFloat16: return f(static_cast<BFloat16*>(nullptr));
-    case DType::kFloat16: return f(static_cast<Float16*>(nullptr));
-    default: return f(static_cast<float*>(nullptr));
-  }
-}

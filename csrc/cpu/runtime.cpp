@@ -61,6 +61,7 @@ struct Level {
   void (*run)(const Problem&);
   void (*backward)(const BackwardProblem&);
   void (*convolve)(const Convolution*, int);  // null: there is none
+  const ConvolutionCosts& (*costs)();
   void (*norm)(const NormProblem&, bool forward);
   void (*argmax)(const ArgmaxProblem&);
   bool (*supported)();
@@ -95,13 +96,14 @@ bool has_amx() {
 const Level levels[] = {
                           // best first
 #if defined(__x86_64__)
-    {"amx", exchange_amx, backward_avx512, convolve_avx512_bf16, norm_avx512, argmax_avx512, has_amx},
-    {"avx512_bf16", exchange_avx512_bf16, backward_avx512, convolve_avx512_bf16, norm_avx512, argmax_avx512,
-     has_avx512_bf16},
-    {"avx512", exchange_avx512, backward_avx512, convolve_avx512, norm_avx512, argmax_avx512, has_avx512},
-    {"avx2", exchange_avx2, backward_avx2, nullptr, norm_avx2, argmax_avx2, has_avx2},
+    {"amx", exchange_amx, backward_avx512, convolve_avx512_bf16, costs_avx512, norm_avx512, argmax_avx512, has_amx},
+    {"avx512_bf16", exchange_avx512_bf16, backward_avx512, convolve_avx512_bf16, costs_avx512, norm_avx512,
+     argmax_avx512, has_avx512_bf16},
+    {"avx512", exchange_avx512, backward_avx512, convolve_avx512, costs_avx512, norm_avx512, argmax_avx512, has_avx512},
+    {"avx2", exchange_avx2, backward_avx2, convolve_avx2, costs_avx2, norm_avx2, argmax_avx2, has_avx2},
 #endif
-    {"portable", exchange_portable, backward_portable, nullptr, norm_portable, argmax_portable, [] { return true; }},
+    {"portable", exchange_portable, backward_portable, nullptr, nullptr, norm_portable, argmax_portable,
+     [] { return true; }},
 };
 
 const Level& level() {
@@ -130,7 +132,8 @@ void run_exchange(const Problem& problem) { level().run(problem); }
 void run_backward(const BackwardProblem& problem) { level().backward(problem); }
 
 const char* why_not_convolve() {
-  return level().convolve == nullptr ? "planned convolutions need AVX-512 (F, BW, DQ, VL)" : nullptr;
+  return level().convolve == nullptr ? "planned convolutions need AVX2 with FMA and F16C, or AVX-512 (F, BW, DQ, VL)"
+                                     : nullptr;
 }
 
 bool multiplies_pairs() { return level().convolve == convolve_avx512_bf16; }
@@ -138,6 +141,11 @@ bool multiplies_pairs() { return level().convolve == convolve_avx512_bf16; }
 void run_convolve(const Convolution* convolutions, int count) {
   if (why_not_convolve() != nullptr) throw std::runtime_error(why_not_convolve());
   level().convolve(convolutions, count);
+}
+
+const ConvolutionCosts& convolution_costs() {
+  if (why_not_convolve() != nullptr) throw std::runtime_error(why_not_convolve());
+  return level().costs();
 }
 
 void run_norm(const NormProblem& problem, bool forward) { level().norm(problem, forward); }

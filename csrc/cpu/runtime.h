@@ -13,6 +13,7 @@ namespace hrnet_fast {
 void run_exchange(const Problem& problem);
 void run_backward(const BackwardProblem& problem);
 void run_convolve(const Convolution* convolutions, int count);  // throws where why_not_convolve has a reason
+const ConvolutionCosts& convolution_costs();  // of the kernels that run_convolve takes; throws like it
 bool multiplies_pairs();  // whether there are kernels for the algorithms with pairs
 const char* why_not_convolve();  // why this CPU has no kernels for planned convolutions, or null
 void run_norm(const NormProblem& problem, bool forward);

@@ -66,6 +66,8 @@ struct VecAvx2 {
     label.v = _mm256_blendv_ps(label.v, c.v, larger);
   }
   static VecAvx2 fma(VecAvx2 a, VecAvx2 b, VecAvx2 c) { return {_mm256_fmadd_ps(a.v, b.v, c.v)}; }
+  static VecAvx2 fnma(VecAvx2 a, VecAvx2 b, VecAvx2 c) { return {_mm256_fnmadd_ps(a.v, b.v, c.v)}; }  // c - a b
+  VecAvx2 operator-(VecAvx2 o) const { return {_mm256_sub_ps(v, o.v)}; }
   VecAvx2 operator+(VecAvx2 o) const { return {_mm256_add_ps(v, o.v)}; }
   VecAvx2 operator*(VecAvx2 o) const { return {_mm256_mul_ps(v, o.v)}; }
   static VecAvx2 where_positive(VecAvx2 y, VecAvx2 g) {  // y <= 0 ? 0 : g, which lets g pass where y is NaN

@@ -1,10 +1,10 @@
 // 3x3 convolutions of stride 1 by Winograd's minimal filtering (Lavin and Gray 2015): output tiles of M x M pixels cost
 // (M + 2)^2 multiplications a channel pair in place of 9 M^2. Included inside the namespace of one instruction set.
 //
-// Sixteen tiles lie in the lanes of a register, so that any number of channels is as good as any other. A block of up
-// to four such registers goes through three steps: transform all its input channels (they stay in the second cache),
-// then for a few output channels at a time (M + 2)^2 small matrix products into a buffer that stays in the first cache,
-// from where they are transformed back, biased, added to the residual and stored.
+// Tiles lie in the lanes of a register, so that any number of channels is as good as any other. A block of a few such
+// registers goes through three steps: transform all its input channels (they stay in the second cache), then for some
+// output channels at a time (M + 2)^2 small matrix products into a buffer that stays in a cache as well, from where
+// they are transformed back, biased, added to the residual and stored.
 
 template <class V, int M>
 struct WinogradTransform;
@@ -54,40 +54,45 @@ class Winograd {
   using V = typename Q::V;
   using Transform = WinogradTransform<V, M>;
   static constexpr int N = M + 2, P = N * N, L = Q::L;
-  static constexpr int kWidth = 4 * M;  // pixels of a quad's row
+  static constexpr int kPlaces = Q::kPlaces, kWidth = Q::kSide * M;  // places of a register, pixels of their rows
 
  public:
   static int64_t vectors(const Convolution& q) {  // registers of tiles
-    return ceil_div(q.n * ceil_div(q.h, M) * ceil_div(q.w, kWidth), Q::kQuads);
+    return ceil_div(q.n * ceil_div(q.h, M) * ceil_div(q.w, kWidth), kPlaces);
   }
   // Registers of a block: what its transformed inputs may take of the second cache decides.
   static int64_t block(const Convolution& q) {
-    const int64_t fits = kBlockBytes / (P * depth(q) * L * static_cast<int64_t>(sizeof(float)));
-    return fits < 1 ? 1 : fits > 4 ? 4 : fits;
+    const int64_t fits = Q::kBlockBytes / (P * depth(q) * L * static_cast<int64_t>(sizeof(float)));
+    const int64_t most = fits < 1 ? 1 : fits > Q::kMost ? Q::kMost : fits;
+    return most > Q::kWide ? most / Q::kWide * Q::kWide : most;
   }
-  // Registers first .. first + count - 1 (at most 4), output channels of the blocks from .. to - 1.
+  // Registers first .. first + count - 1 (at most Q::kMost), output channels of the blocks from .. to - 1.
   static void run(const Convolution& q, int64_t first, int count, int64_t from, int64_t to) {
-    switch (count) {
-      case 1: return Winograd(q).template tiles<1, 4>(first, from, to);
-      case 2: return Winograd(q).template tiles<2, 2>(first, from, to);
-      case 3: return Winograd(q).template tiles<3, 1>(first, from, to);
-      default: return Winograd(q).template tiles<4, 1>(first, from, to);
+    if constexpr (Q::kWide == 4) {
+      switch (count) {
+        case 1: return Winograd(q).template tiles<1, 4>(first, from, to);
+        case 2: return Winograd(q).template tiles<2, 2>(first, from, to);
+        case 3: return Winograd(q).template tiles<3, 1>(first, from, to);
+        default: return Winograd(q).template tiles<4, 1>(first, from, to);
+      }
+    } else {
+      static_assert(Q::kWide == 2, "registers of sums");
+      for (; count >= 2; first += 2 * (count / 2), count %= 2) Winograd(q).pairs(first, count / 2, from, to);
+      if (count > 0) Winograd(q).template tiles<1, 2>(first, from, to);
     }
   }
 
  private:
-  static constexpr int64_t kBlockBytes = 600 << 10;
   static constexpr int64_t kPlanesAhead = 2;
-  struct Quad {  // offsets in elements, from the beginning of the tensors
+  struct Place {  // of neighbouring tiles; offsets in elements, from the beginning of the tensors
     int64_t y;  // first row
-    int64_t input;  // of the first pixel that the quad reads: one row up, one column to the left
+    int64_t input;  // of the first pixel that is read: one row up, one column to the left
     int64_t output, residual;
-    int rows;  // that it has to store; 0: there is no such quad
-    typename Q::Mask reads, more,
-        stores;  // columns inside of the image; with M = 4 two of those read come on their own
+    int rows;  // to store; 0: there is no such place
+    typename Q::template Columns<M> columns;
   };
-  struct Quads {
-    Quad quad[4];
+  struct Places {
+    Place at[kPlaces];
     bool inner;  // all rows that they read are inside of the image
   };
   const Convolution& q_;
@@ -95,22 +100,20 @@ class Winograd {
   static int64_t depth(const Convolution& q) { return PAIRS ? ceil_div(q.c_in, 2) : q.c_in; }
   explicit Winograd(const Convolution& q) : q_(q), plane_(q.h * q.w), depth_(depth(q)) {}
 
-  void place(int64_t vector, Quads& to) const {
+  void place(int64_t vector, Places& to) const {
     const int64_t across = ceil_div(q_.w, kWidth), down = ceil_div(q_.h, M);
     to.inner = true;
-    for (int i = 0; i < Q::kQuads; ++i) {
-      const int64_t quad = vector * Q::kQuads + i, row = quad / across, n = row / down;
-      const int64_t y = row % down * M, x = quad % across * kWidth, at = y * q_.w + x;
-      Quad& t = to.quad[i];
+    for (int i = 0; i < kPlaces; ++i) {
+      const int64_t place = vector * kPlaces + i, row = place / across, n = row / down;
+      const int64_t y = row % down * M, x = place % across * kWidth, at = y * q_.w + x;
+      Place& t = to.at[i];
       t.y = y;
       t.rows = n >= q_.n ? 0 : static_cast<int>(q_.h - y < M ? q_.h - y : M);
       t.input = n * q_.source[0].image_stride + at - q_.w - 1;
       t.output = n * q_.output.image_stride + at;
       t.residual = n * q_.residual.image_stride + at;
-      t.reads = Q::mask(1 - x, q_.w + 1 - x);
-      t.more = Q::mask(0, q_.w - 3 - x);
-      t.stores = Q::mask(0, q_.w - x < kWidth ? q_.w - x : kWidth);
-      to.inner = to.inner && n < q_.n && y > 0 && y + M < q_.h;
+      t.columns = Q::template columns<M>(x, q_.w);
+      to.inner = to.inner && n < q_.n && y > 0 && y + M < q_.h && Q::template all_columns<M>(x, q_.w);
     }
   }
 
@@ -120,41 +123,42 @@ class Winograd {
     constexpr int64_t kProducts = P * G * kChannelBlock * B * L;
     float* products = static_cast<float*>(scratch(0, (kProducts + P * pitch) * sizeof(float)));
     float* inputs = products + kProducts;
-    Quads quads[B];
+    Places places[B];
     for (int b = 0; b < B; ++b) {
-      place(first + b, quads[b]);
-      with_type(q_.source[0].dtype, [&](auto* type) {
-        const auto* from = static_cast<decltype(type)>(const_cast<void*>(q_.source[0].data));
-        if (quads[b].inner)
-          transform_inputs<true>(from, quads[b], inputs + b * L, step, pitch);
-        else
-          transform_inputs<false>(from, quads[b], inputs + b * L, step, pitch);
-      });
+      place(first + b, places[b]);
+      transform(places[b], inputs + b * L, step, pitch);
     }
     int64_t block = from;
-    for (; block + G <= to; block += G) channels<B, G>(quads, block, inputs, pitch, products);
+    for (; block + G <= to; block += G) channels<B, G>(places, block, inputs, pitch, products);
     if constexpr (G > 2)
-      if (block + 3 == to) channels<B, 3>(quads, block, inputs, pitch, products), block += 3;
+      if (block + 3 == to) channels<B, 3>(places, block, inputs, pitch, products), block += 3;
     if constexpr (G > 2)
-      if (block + 2 == to) channels<B, 2>(quads, block, inputs, pitch, products), block += 2;
-    if (block < to) channels<B, 1>(quads, block, inputs, pitch, products);
+      if (block + 2 == to) channels<B, 2>(places, block, inputs, pitch, products), block += 2;
+    if (block < to) channels<B, 1>(places, block, inputs, pitch, products);
+  }
+
+  void transform(const Places& places, float* to, int64_t step, int64_t pitch) const {
+    with_type(q_.source[0].dtype, [&](auto* type) {
+      const auto* from = static_cast<decltype(type)>(const_cast<void*>(q_.source[0].data));
+      if (places.inner)
+        transform_inputs<true>(from, places, to, step, pitch);
+      else
+        transform_inputs<false>(from, places, to, step, pitch);
+    });
   }
 
   template <bool INNER, class T>
-  void transform_inputs(const T* from, const Quads& quads, float* to, int64_t step, int64_t pitch) const {
-    const T* at[4];
-    typename Q::Mask reads[4], more[4];
-    for (int i = 0; i < 4; ++i) {
-      at[i] = from + quads.quad[i].input;
-      reads[i] = quads.quad[i].reads, more[i] = quads.quad[i].more;
-    }
+  void transform_inputs(const T* from, const Places& places, float* to, int64_t step, int64_t pitch) const {
+    const T* at[kPlaces];
+    typename Q::template Columns<M> columns[kPlaces];
+    for (int i = 0; i < kPlaces; ++i) at[i] = from + places.at[i].input, columns[i] = places.at[i].columns;
     for (int64_t c = 0; c < q_.c_in; c += PAIRS ? 2 : 1, to += step) {
       V elements[N][N];
-      transform_plane<INNER>(quads, at, reads, more, c * plane_, elements);
+      transform_plane<INNER>(places, at, columns, c * plane_, elements);
       if constexpr (PAIRS) {
         V second[N][N];
         if (c + 1 < q_.c_in)
-          transform_plane<INNER>(quads, at, reads, more, (c + 1) * plane_, second);
+          transform_plane<INNER>(places, at, columns, (c + 1) * plane_, second);
         else
           for (V(&row)[N] : second)
             for (V& element : row) element = V::zero();
@@ -166,26 +170,46 @@ class Winograd {
     }
   }
 
+  // Pairs of registers, any number of blocks of channels at a time: as many as kProductBytes hold. The transformed
+  // inputs of a point stay in the first cache for all of them, and the weights of a point for all registers.
+  void pairs(int64_t first, int count, int64_t from, int64_t to) const {
+    constexpr int B = 2;
+    const int64_t step = count * B * L, pitch = depth_ * step + L;
+    const int64_t size = P * kChannelBlock * step;  // of the products of a block
+    const int64_t fits = Q::kProductBytes / (size * static_cast<int64_t>(sizeof(float)));
+    const int64_t group = fits < 1 ? 1 : fits > to - from ? to - from : fits;
+    float* products = static_cast<float*>(scratch(0, (group * size + P * pitch) * sizeof(float)));
+    float* inputs = products + group * size;
+    Places places[Q::kMost];
+    for (int b = 0; b < count * B; ++b) {
+      place(first + b, places[b]);
+      transform(places[b], inputs + b / B * depth_ * B * L + b % B * L, B * L, pitch);
+    }
+    for (int64_t block = from; block < to; block += group) {
+      const int64_t blocks = to - block < group ? to - block : group;
+      for (int p = 0; p < P; ++p)
+        for (int64_t g = 0; g < blocks; ++g)
+          for (int k = 0; k < count; ++k)
+            multiply<B, 1>(p, block + g, inputs + p * pitch + k * depth_ * B * L,
+                           products + g * size + k * B * kChannelBlock * P * L);
+      for (int64_t g = 0; g < blocks; ++g)
+        for (int k = 0; k < count; ++k)
+          finish_all<B, 1>(places + k * B, block + g, products + g * size + k * B * kChannelBlock * P * L);
+    }
+  }
+
   // The transformed tiles of one channel.
   template <bool INNER, class T>
-  void transform_plane(const Quads& quads, const T* const (&at)[4], const typename Q::Mask (&reads)[4],
-                       const typename Q::Mask (&more)[4], int64_t offset, V (&to)[N][N]) const {
+  void transform_plane(const Places& places, const T* const (&at)[kPlaces],
+                       const typename Q::template Columns<M> (&columns)[kPlaces], int64_t offset, V (&to)[N][N]) const {
     V d[N][N];
     for (int r = 0; r < N; ++r) {
-      const int64_t row = offset + r * q_.w;
-      V pixels[4], last[4];
-      for (int i = 0; i < 4; ++i) {
-        const Quad& quad = quads.quad[i];
-        if (INNER || (quad.rows > 0 && quad.y - 1 + r >= 0 && quad.y - 1 + r < q_.h)) {
-          __builtin_prefetch(at[i] + row + kPlanesAhead * plane_);  // planes lie far apart
-          pixels[i] = Q::load(at[i] + row, reads[i]);
-          if (M == 4) last[i] = Q::load(at[i] + row + 4, more[i]);
-        } else {
-          pixels[i] = last[i] = V::zero();
-        }
-      }
-      Q::template split<M, 4>(pixels, d[r]);
-      if constexpr (M == 4) Q::template split<M, 2>(last, d[r] + 4);
+      const auto inside = [&](int i) {
+        const int64_t y = places.at[i].y - 1 + r;
+        return places.at[i].rows > 0 && y >= 0 && y < q_.h;
+      };
+      // planes lie far apart: the next ones are asked for
+      Q::template read<M, INNER>(at, columns, offset + r * q_.w, kPlanesAhead * plane_, inside, d[r]);
       Transform::input(d[r]);
     }
     for (int x = 0; x < N; ++x) {
@@ -198,41 +222,48 @@ class Winograd {
 
   // G blocks of output channels of B registers of tiles
   template <int B, int G>
-  void channels(const Quads (&quads)[B], int64_t block, const float* inputs, int64_t pitch, float* products) const {
+  void channels(const Places (&places)[B], int64_t block, const float* inputs, int64_t pitch, float* products) const {
+    for (int p = 0; p < P; ++p) multiply<B, G>(p, block, inputs + p * pitch, products);
+    finish_all<B, G>(places, block, products);
+  }
+
+  // Their products at a point, over all input channels.
+  template <int B, int G>
+  void multiply(int p, int64_t block, const float* x, float* products) const {
     constexpr int O = G * kChannelBlock;
     const int64_t weights = P * depth_ * kChannelBlock;  // of a block
-    const float* weight = q_.weight + block * weights;
-    for (int p = 0; p < P; ++p) {
-      V sum[O][B];
-      for (int o = 0; o < O; ++o)
-        for (int b = 0; b < B; ++b) sum[o][b] = V::zero();
-      const float* x = inputs + p * pitch;
-      const float* w = weight + p * depth_ * kChannelBlock;
-      for (int64_t c = 0; c < depth_; ++c, x += B * L, w += kChannelBlock) {
-        V in[B];
-        for (int b = 0; b < B; ++b) in[b] = V::load(x + b * L);
-        for (int g = 0; g < G; ++g) __builtin_prefetch(w + g * weights + kWeightsAhead);
-        for (int g = 0; g < G; ++g)
-          for (int o = 0; o < kChannelBlock; ++o) {
-            const V factor = V::set1(w[g * weights + o]);
-            for (int b = 0; b < B; ++b)
-              sum[g * kChannelBlock + o][b] = multiply_add<Q, PAIRS>(factor, in[b], sum[g * kChannelBlock + o][b]);
-          }
-      }
-      for (int o = 0; o < O; ++o)
-        for (int b = 0; b < B; ++b) sum[o][b].store(products + ((o * B + b) * P + p) * L);
+    const float* w = q_.weight + block * weights + p * depth_ * kChannelBlock;
+    V sum[O][B];
+    for (int o = 0; o < O; ++o)
+      for (int b = 0; b < B; ++b) sum[o][b] = V::zero();
+    for (int64_t c = 0; c < depth_; ++c, x += B * L, w += kChannelBlock) {
+      V in[B];
+      for (int b = 0; b < B; ++b) in[b] = V::load(x + b * L);
+      for (int g = 0; g < G; ++g) __builtin_prefetch(w + g * weights + kWeightsAhead);
+      for (int g = 0; g < G; ++g)
+        for (int o = 0; o < kChannelBlock; ++o) {
+          const V factor = V::set1(w[g * weights + o]);
+          for (int b = 0; b < B; ++b)
+            sum[g * kChannelBlock + o][b] = multiply_add<Q, PAIRS>(factor, in[b], sum[g * kChannelBlock + o][b]);
+        }
     }
-    for (int o = 0; o < O; ++o) {
+    for (int o = 0; o < O; ++o)
+      for (int b = 0; b < B; ++b) sum[o][b].store(products + ((o * B + b) * P + p) * L);
+  }
+
+  template <int B, int G>
+  void finish_all(const Places* places, int64_t block, const float* products) const {
+    for (int o = 0; o < G * kChannelBlock; ++o) {
       const int64_t channel = block * kChannelBlock + o;
       if (channel >= q_.c_out) break;
       with_type(q_.output.dtype, [&](auto* type) {
-        for (int b = 0; b < B; ++b) finish(quads[b], channel, products + (o * B + b) * P * L, type);
+        for (int b = 0; b < B; ++b) finish(places[b], channel, products + (o * B + b) * P * L, type);
       });
     }
   }
 
   template <class T>
-  void finish(const Quads& quads, int64_t channel, const float* products, T*) const {
+  void finish(const Places& places, int64_t channel, const float* products, T*) const {
     V rows[N][M];
     for (int r = 0; r < N; ++r) {
       V m[N];
@@ -250,18 +281,7 @@ class Winograd {
     const bool relu = channel >= q_.relu_from;
     T* to = static_cast<T*>(const_cast<void*>(q_.output.data)) + channel * plane_;
     const T* residual = static_cast<const T*>(q_.residual.data);
-    for (int r = 0; r < M; ++r) {
-      V pixels[4];
-      Q::merge(y[r], pixels);
-      for (int i = 0; i < 4; ++i) {
-        const Quad& quad = quads.quad[i];
-        if (r >= quad.rows) continue;
-        V out = pixels[i] + bias;
-        if (residual != nullptr)
-          out = out + Q::load(residual + channel * plane_ + quad.residual + r * q_.w, quad.stores);
-        if (relu) out = out.relu();
-        Q::store(to + quad.output + r * q_.w, quad.stores, out);
-      }
-    }
+    if (residual != nullptr) residual += channel * plane_;
+    for (int r = 0; r < M; ++r) Q::write(places, r, y[r], bias, relu, r * q_.w, to, residual);
   }
 };

@@ -14,11 +14,6 @@ from hrnet_fast.runtime.normalization import Normalization
 MAX_SOURCES, MAX_CONVOLUTIONS = 4, 16  # kMaxSources and kMaxConvolutions of csrc/cpu/convolution.h
 DIRECT, WINOGRAD2, WINOGRAD4 = 0, 1, 2  # Algorithm of csrc/cpu/convolution.h
 PAIRS = 3  # added to it: factors in bfloat16, two channels a multiplication
-# In multiply-adds of a register (fitted to 24 shapes from 18 channels at 128x128 to 384 at 7x7, two cores of a Zen 5):
-READING = 0.6  # of a weight from memory
-TRANSFORMS = {2: 100, 4: 370}  # of sixteen tiles of a channel, there and back
-DIRECT_PRODUCT = 0.77  # without Winograd's buffer between products and result
-SHARED = 1.1  # how much longer a convolution may take by weights that are packed already
 
 IsPacked = Callable[[tuple[tuple[Weight, ...], ...], int], bool]
 
@@ -269,26 +264,12 @@ def algorithm(
 ) -> int:
     """Which algorithm a 3x3 convolution of stride 1 with this output shape takes, DIRECT or one of Winograd's.
 
-    What is compared are multiply-adds of registers of sixteen numbers, those of the transforms, and the reading of the
-    weights, which Winograd's has four times (tiles of 4x4) or nearly two times (2x2) of. ``pairs`` is 0 or PAIRS.
+    The kernels' own costs decide (csrc/cpu/choose_algorithm.cpp); weights that another shape has packed are taken where
+    little is lost by it. ``pairs`` is 0 or PAIRS.
     """
     n, c_out, h, w = shape
-    channels = c_in + c_out
-    products = c_in * c_out / (2 if pairs else 1)  # as many multiplications, and bytes of the weights
-
-    def registers(tile: int) -> int:  # sixteen tiles each: four rows of four tiles side by side
-        return -(-n * -(-h // tile) * -(-w // (4 * tile)) // 4)
-
-    pixels = n * min(h * -(-w // 16), -(-h * (w + 2) // 16))
-    costs = {
-        WINOGRAD4: registers(4) * (36 * products + TRANSFORMS[4] * channels) + 36 * products * READING,
-        WINOGRAD2: registers(2) * (16 * products + TRANSFORMS[2] * channels) + 16 * products * READING,
-        DIRECT: 9 * products * (pixels * DIRECT_PRODUCT + READING),
-    }
-    best = min(costs.values())
-    # weights that another shape has packed are taken where little is lost by it: memory and packing cost more
-    shared = [a for a in costs if costs[a] <= SHARED * best and is_packed(pairs + a)]
-    return pairs + min(shared or costs, key=costs.get)
+    packed = sum(1 << a for a in (DIRECT, WINOGRAD2, WINOGRAD4) if is_packed(pairs + a))
+    return torch.ops.hrnet_fast.cheapest_convolution(n, c_out, h, w, c_in, pairs != 0, packed)
 
 
 def _groups(convs: list[Conv]) -> Iterator[list[Conv]]:
