@@ -103,7 +103,7 @@ def _compared(fast: Any, model: nn.Module, twin: nn.Module, arguments: Callable,
 
 def called(call: Callable, args: tuple, kwargs: dict) -> tuple[Any, Exception | None]:
     """What a call returns, without gradients and with the same random numbers; or the error."""
-    torch.manual_seed(5)
+    torch.default_generator.manual_seed(5)
     try:
         with torch.no_grad():
             return call(*args, **kwargs), None
@@ -125,7 +125,10 @@ def leaves(tree: Any, path: str = "result") -> list[tuple[str, Any]]:
 
 
 def leaves_differ(got: Any, expected: Any, exact: bool = False, tolerance: float | None = None) -> str:
-    """Where and how two results differ; empty if they do not, floating tensors within hrnet_fast/tolerances.py."""
+    """Where and how two results differ; empty if they do not.
+
+    Floating tensors may differ as far as hrnet_fast/tolerances.py lets a model in float32: float64 is made of that here.
+    """
     ours, theirs = leaves(got), leaves(expected)
     if [path for path, _ in ours] != [path for path, _ in theirs]:
         return f"{[path for path, _ in ours]} in place of {[path for path, _ in theirs]}"
@@ -142,7 +145,7 @@ def leaves_differ(got: Any, expected: Any, exact: bool = False, tolerance: float
                 return f"{path} has other values"
         else:
             error = relative_error(y, reference)
-            if error > (MODEL[y.dtype] if tolerance is None else tolerance):
+            if error > (max(MODEL[y.dtype], MODEL[torch.float32]) if tolerance is None else tolerance):
                 return f"{path} is off by {error:.2g}"
     return ""
 

@@ -371,36 +371,45 @@ class OtherDtypes(Step):
         return [(x.double() * 1.25).float(), x.double().mean((2, 3)), torch.ones_like(x, dtype=torch.int64) + 2]
 
 
-@step(1.5)
+class ExchangeUnit(nn.Module):
+    """Two streams, a list of them in and out, as the official repositories write it."""
+
+    def __init__(self, channels: list[int], mode: str, inplace: bool):
+        super().__init__()
+        c, d = channels
+        self.num_branches, self.num_inchannels, self.multi_scale_output, self.mode = 2, channels, True, mode
+        self.branches = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(k, k, 3, padding=1, bias=False), nn.BatchNorm2d(k), nn.ReLU()) for k in channels
+        )
+        up = nn.Sequential(nn.Conv2d(d, c, 1, bias=False), nn.BatchNorm2d(c))
+        down = nn.Sequential(nn.Sequential(nn.Conv2d(c, d, 3, 2, 1, bias=False), nn.BatchNorm2d(d)))
+        self.fuse_layers = nn.ModuleList([nn.ModuleList([None, up]), nn.ModuleList([down, None])])
+        self.relu = nn.ReLU(inplace=inplace)
+
+    def forward(self, x):
+        x = [branch(y) for branch, y in zip(self.branches, x, strict=True)]
+        high = self.relu(x[0] + upsampled(self.fuse_layers[0][1](x[1]), x[0], self.mode))
+        return [high, self.relu(self.fuse_layers[1][0](x[0]) + x[1])]
+
+
+@step(5)
 class Exchange(Step):
-    """Two streams exchanged as in the official repositories."""
+    """Two streams exchanged; the lower one is made here, unless there is one."""
 
     def set_up(self, plan):
         levels = [level for level in range(DEEPEST) if {level, level + 1} <= {other for _, other in plan.maps}]
         high = plan.choice(*levels) if levels else plan.maps[0][1]
         c, _ = self.read(plan, lambda c, level: level == high)
-        self.reduce = None
-        if levels:
+        d = c + 2
+        self.reduce = ConvNorm(plan, c, d, 2, kernel=3)
+        if levels and plan.chance(0.7):
             d, _ = self.read(plan, lambda c, level: level == high + 1)
-        else:
-            d = c + 2
-            self.reduce = ConvNorm(plan, c, d, 2, kernel=3)
-        self.mode = plan.choice("nearest", "bilinear", "corners")
-        self.num_branches, self.num_inchannels, self.multi_scale_output = 2, [c, d], True
-        self.branches = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(k, k, 3, padding=1, bias=False), nn.BatchNorm2d(k), nn.ReLU()) for k in (c, d)
-        )
-        up = nn.Sequential(nn.Conv2d(d, c, 1, bias=False), nn.BatchNorm2d(c))
-        down = nn.Sequential(nn.Sequential(nn.Conv2d(c, d, 3, 2, 1, bias=False), nn.BatchNorm2d(d)))
-        self.fuse_layers = nn.ModuleList([nn.ModuleList([None, up]), nn.ModuleList([down, None])])
-        self.relu = nn.ReLU(inplace=plan.chance(0.5))
+            self.reduce = None
+        self.unit = ExchangeUnit([c, d], plan.choice("nearest", "bilinear", "corners"), plan.chance(0.5))
         self.makes = [(c, high), (d, high + 1)]
 
     def forward(self, *x):
-        x = [x[0], x[1] if self.reduce is None else self.reduce(x[0])]
-        x = [branch(y) for branch, y in zip(self.branches, x, strict=True)]
-        high = self.relu(x[0] + upsampled(self.fuse_layers[0][1](x[1]), x[0], self.mode))
-        return [high, self.relu(self.fuse_layers[1][0](x[0]) + x[1])]
+        return self.unit([x[0], x[1] if self.reduce is None else self.reduce(x[0])])
 
 
 # ---------------------------------------------------------------------------------------------- views and writes
@@ -1105,7 +1114,7 @@ class Program(nn.Module):
 def build(seed: int) -> Program:
     """The program of this seed, in evaluation, with weights that show errors."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         program = Program(seed)
         for name, tensor in program.state_dict(keep_vars=True).items():
             if tensor.is_inference():
