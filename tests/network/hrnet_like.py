@@ -34,7 +34,7 @@ def conv_norm(c_in: int, c_out: int, kernel: int = 1, stride: int = 1, norm: str
 
 
 class Block(nn.Module):
-    """A residual block: 'basic', 'bottleneck', 'group' (GroupNorm), or 'plain' (nothing is added)."""
+    """A residual block: 'basic', 'bottleneck', 'group' (GroupNorm), or 'plain': one convolution."""
 
     def __init__(self, channels: int, kind: str):
         super().__init__()
@@ -47,6 +47,8 @@ class Block(nn.Module):
                 nn.ReLU(),
                 *conv_norm(mid, channels),
             ]
+        elif kind == "plain":
+            layers = conv_norm(channels, channels, 3)
         else:
             layers = [
                 *conv_norm(channels, channels, 3, norm=norm),
@@ -143,7 +145,7 @@ class OCR(nn.Module):
         y = torch.cat([streams[0], *(resized(y, streams[0], self.style) for y in streams[1:])], 1)
         aux, pixels = self.aux(y), self.pixels(y)
         n, c, h, w = pixels.shape
-        regions = aux.flatten(2).softmax(-1) @ pixels.flatten(2).transpose(1, 2)
+        regions = (0.5 * aux).flatten(2).softmax(-1) @ pixels.flatten(2).transpose(1, 2)
         regions = regions.transpose(1, 2).unsqueeze(3)
         query, key = self.query(pixels).view(n, c, -1).transpose(1, 2), self.key(regions).view(n, c, -1)
         weights = (c**-0.5 * (query @ key)).softmax(-1)
@@ -285,7 +287,7 @@ def build(seed: int) -> Network:
             if layer.bias is not None:
                 layer.bias.normal_(0, 0.2)
         for norm in norms:  # residual branches are small beside what they are added to, as training leaves them
-            norm.weight.normal_(*((0.3, 0.05) if norm in last else (0.8, 0.15)))
+            norm.weight.normal_(*((0.2, 0.05) if norm in last else (0.8, 0.15)))
             norm.bias.normal_(0.4, 0.2)
             norm.momentum = 1.0
         network.train()(torch.rand(2, 3, 64, 64))

@@ -41,7 +41,7 @@ def test_right_or_refused(seeds):
     assert not told(verdicts), told(verdicts)
 
 
-@pytest.mark.parametrize("seeds", CHUNKS[:8], ids=name)
+@pytest.mark.parametrize("seeds", CHUNKS[:4], ids=name)
 def test_programs_compute_the_same_twice_and_no_constant(seeds):
     flat = set()
     for seed in seeds:
@@ -64,10 +64,10 @@ def test_programs_compute_the_same_twice_and_no_constant(seeds):
 
 
 def test_every_kind_of_step_is_drawn():
-    counts = collections.Counter(kind for seed in range(PROGRAMS) for kind in set(kinds(build(seed))))
+    counts = collections.Counter(kind for seed in range(0, PROGRAMS, 3) for kind in set(kinds(build(seed))))
     steps = collections.Counter(kind.split("/")[0] for kind in counts.elements())
     assert {kind.__name__ for kind in STEPS} <= set(steps)
-    assert all(n >= 10 for kind, n in steps.items() if not kind.startswith("takes")), steps
+    assert all(n >= 5 for kind, n in steps.items() if not kind.startswith("takes")), steps
 
 
 class TestSnapshot:
