@@ -114,10 +114,8 @@ class TestSnapshot:
             found = "\n".join(differences(before, snapshot(program)))
             handle.remove()
             del random_programs.Program.mark
-        # the class of the cache belongs to programs that use it; here the globals of the file are enough
         for said in ("GLOBAL_CACHE", "GLOBAL_CALLS", "Program.mark", "'s seen", "torch's _global_forward_hooks"):
             assert said in found
-        assert not differences(before, snapshot(program)) or seen
 
     def test_tensors_of_recordings_are_seen(self):
         from torch._subclasses.fake_tensor import FakeTensorMode
