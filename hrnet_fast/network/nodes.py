@@ -14,10 +14,18 @@ from torch import Tensor
 
 
 class Refused(Exception):
-    """Why a network cannot be recorded, or why a program cannot run it; the next way of running it takes over."""
+    """Why a network cannot be recorded, or why a program cannot run it; the next way of running it takes over.
+
+    Attributes:
+        raised: whether the model itself raised: perhaps it does so whoever runs it.
+    """
+
+    def __init__(self, reason: str, raised: bool = False):
+        super().__init__(reason)
+        self.raised = raised
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Value:
     """A tensor that depends on the inputs."""
 
@@ -26,7 +34,7 @@ class Value:
     node: "Node | None" = None  # that makes it; None: an input of the network
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Constant:
     """A tensor that does not depend on the inputs: a parameter, buffer or literal, or an operator applied to such.
 
@@ -49,7 +57,7 @@ class Constant:
         return out[self.index] if self.node.is_list else out
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Node:
     """One call of an operator.
 
@@ -76,7 +84,7 @@ class Node:
         return [x for x in self.leaves if isinstance(x, Value)]
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class Graph:
     """What a network computes for inputs of given shapes.
 
@@ -96,9 +104,15 @@ class Graph:
     writes: list[tuple[Value, Value]]
     baked: bool
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the first floating input: the network's, which a program may replace by another one."""
+        return next((v.dtype for v in self.inputs if v.dtype.is_floating_point), torch.float32)
+
     def outputs(self) -> list[Value]:
-        """The Values that somebody outside reads."""
-        return [*(x for x in self.results if isinstance(x, Value)), *(new for _, new in self.writes)]
+        """The Values that somebody outside reads, each once."""
+        read = [*(x for x in self.results if isinstance(x, Value)), *(new for _, new in self.writes)]
+        return list(dict.fromkeys(read))
 
 
 class Constants:

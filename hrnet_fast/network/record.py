@@ -13,7 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensor,
+    FakeTensorMode,
+)
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -25,6 +30,7 @@ from hrnet_fast.network.untouched import untouched
 from hrnet_fast.standard import standard_operators
 
 aten = torch.ops.aten
+_NORMS = (aten.native_batch_norm.default, aten.cudnn_batch_norm.default, aten.miopen_batch_norm.default)
 # In a graph without writes these are other names of the same tensor.
 _NAMES = (aten.alias.default, aten.detach.default, aten.lift_fresh.default)
 # Programs keep images in memory of their own layout.
@@ -56,7 +62,7 @@ def record(model: nn.Module, args: tuple, kwargs: dict | None = None, *, constan
             pixels, has hooks that only observe, or raises; the message names the module.
     """
     with _LOCK:
-        recorder, graphs, reason = _Recorder(constants), [], None
+        recorder, graphs, reason, raised = _Recorder(constants), [], None, False
         try:
             with untouched(model, recorder.varies) as made:
                 recorder.alive = made
@@ -65,13 +71,13 @@ def record(model: nn.Module, args: tuple, kwargs: dict | None = None, *, constan
                     twins = _put_twins(model, recorder)
                     graphs = [_one_call(model, recorder, twins, args, kwargs or {}) for _ in range(calls)]
                 except Exception as error:  # Refused; of fake tensors, of functionalization, or the model's own
-                    reason = _reason(model, error)
+                    reason, raised = _reason(model, error), not isinstance(error, Refused)
                 twins = None
         except Refused as refused:
             reason = reason or str(refused)
         recorder.forget()
         if reason is not None:
-            raise Refused(reason)
+            raise Refused(reason, raised)
         if any(not same(graphs[0], g) for g in graphs[1:]):
             raise Refused("it computes something else when it is called again")
         return graphs[-1]
@@ -84,8 +90,10 @@ def _reason(model: nn.Module, error: Exception) -> str:
     while trace is not None:
         name = names.get(id(trace.tb_frame.f_locals.get("self")))
         at, trace = (f"{name}: " if name else "") if name is not None else at, trace.tb_next
-    lines = str(error).strip().splitlines() or [""]
-    return at + (lines[0] if isinstance(error, Refused) else f"{type(error).__name__}: {lines[0]}")
+    if isinstance(error, (DataDependentOutputException, DynamicOutputShapeException)):
+        return f"{at}{error.func} gives numbers or shapes that depend on the pixels"
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return at + (lines[0] if isinstance(error, Refused) else f"it raises while it is recorded ({lines[0]})")
 
 
 def _one_call(model: nn.Module, recorder: "_Recorder", twins: list, args: tuple, kwargs: dict) -> Graph:
@@ -185,6 +193,9 @@ class _PythonCode(TorchFunctionMode):
         kwargs = kwargs or {}
         if func in _FORBIDDEN:
             raise Refused(f"its Python code looks into a tensor by {func.__name__}")
+        name = getattr(func, "__name__", "")
+        if name.startswith("_foreach_") and name.endswith("_"):
+            return self._one_by_one(name.removeprefix("_foreach_"), *args, **kwargs)
         if func is Tensor.data.__get__:  # a view of the memory, which functionalization must know of
             return args[0].detach()
         if func is F.one_hot and (classes := (*args[1:], *kwargs.values(), -1)[0]) > 0:  # it would look for the largest
@@ -195,6 +206,14 @@ class _PythonCode(TorchFunctionMode):
         if before is not None and out.shape != before:  # functionalization forgets the views of such a tensor
             raise Refused("it resizes a tensor by out=")
         return result
+
+    @staticmethod
+    def _one_by_one(name: str, written: list[Tensor], *args: Any, **kwargs: Any) -> None:
+        """In the order of eager execution: functionalization would read all tensors before it writes the first."""
+        if name not in ("add_", "sub_", "mul_", "div_", "neg_", "abs_", "sqrt_", "exp_", "zero_"):
+            raise Refused(f"torch._foreach_{name} writes into several tensors at once")
+        for k, tensor in enumerate(written):
+            getattr(tensor, name)(*(a[k] if isinstance(a, (list, tuple)) else a for a in args), **kwargs)
 
 
 class _Recorder(TorchDispatchMode):
@@ -261,6 +280,8 @@ class _Recorder(TorchDispatchMode):
             raise Refused(f"{func} draws random numbers")
         if func is aten._local_scalar_dense.default:
             return self._number(leaves[0])
+        if func in _NORMS and args[5] and args[3] is not None:  # its schema does not say so
+            raise Refused(f"{func} writes into its running statistics")
         if func in _BY_STRIDES:
             raise Refused(f"{func} reads memory by strides")
         out = result_of(self.fake, func, args, kwargs)

@@ -56,6 +56,16 @@ def untouched(model: nn.Module, kept: Callable[[Tensor], bool]) -> Iterator[list
         raise Refused(f"it stores what it computes ({stored}), where a recorded network would not")
 
 
+@contextlib.contextmanager
+def restored(model: nn.Module) -> Iterator[None]:
+    """The same for a model that really runs: what its Python code stores is taken back, what tensors hold is not."""
+    snapshot = _Snapshot(model)
+    try:
+        yield
+    finally:
+        snapshot.restore(lambda tensor: False)
+
+
 def _clear_caches() -> None:
     for cached in [o for o in gc.get_objects() if type(o) is functools._lru_cache_wrapper]:
         if not (cached.__module__ or "").startswith("torch"):

@@ -61,7 +61,7 @@ class Expected:
             ValueError: another structure, rank, number of channels or device; an empty tensor.
         """
         if structure((args, kwargs)) != self._structure:
-            raise (TypeError if len(args) == 1 and not kwargs else ValueError)(
+            raise (TypeError if self._names == ["image"] else ValueError)(
                 f"{self._names[0]}: expected arguments of the example's structure ({', '.join(self._names)}), "
                 f"got {', '.join(_names(args, kwargs)) or 'none'}"
             )

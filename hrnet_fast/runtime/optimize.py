@@ -1,6 +1,7 @@
 """``optimize(model, example)``: a whole network for inference, as fast as the machine allows."""
 
 import collections
+import contextlib
 import copy
 import logging
 import math
@@ -17,6 +18,7 @@ from hrnet_fast.network.passes import steps_of
 from hrnet_fast.network.record import record
 from hrnet_fast.network.sums import Call, Step, exchanges
 from hrnet_fast.network.trees import flatten
+from hrnet_fast.network.untouched import restored
 from hrnet_fast.runtime import trial
 from hrnet_fast.runtime.arguments import Arguments, Expected
 from hrnet_fast.runtime.changes import Fingerprint
@@ -37,7 +39,7 @@ _MANY_CALLS = 16
 def optimize(
     model: nn.Module,
     example: Any,
-    example_kwargs: dict[str, Any] | None = None,
+    kwargs: dict[str, Any] | None = None,
     *,
     dtype: torch.dtype | None = None,
     memory_format: torch.memory_format | str = "auto",
@@ -66,7 +68,7 @@ def optimize(
         example: an image [N, C, H, W] as it will come, of any floating dtype, on the model's device. Or whatever the
             model takes: a tuple stands for several positional arguments; lists, dicts, named tuples and dataclasses may
             hold tensors. Other shapes work too: each is prepared when it first comes (``preparations``).
-        example_kwargs: keyword arguments that calls will have.
+        kwargs: keyword arguments that calls will have.
         dtype: that the network computes in and returns: float32, bfloat16, float16 or float64; None: that of the
             parameters.
         memory_format: that the network computes in; "auto": the fastest. torch.channels_last keeps to torch's operators,
@@ -91,7 +93,7 @@ def optimize(
         ValueError: the model is in training mode, compiled or scripted, on another device than the example, holds NaN or
             Inf, or does not take the example; another argument is unknown.
     """
-    args, kwargs = (example if type(example) is tuple else (example,)), dict(example_kwargs or {})
+    args, kwargs = (example if type(example) is tuple else (example,)), dict(kwargs or {})
     _check_model(model)
     if memory_format not in _LAYOUTS:
         raise ValueError(f"memory_format: expected 'auto', torch.channels_last or torch.contiguous_format, "
@@ -186,6 +188,7 @@ class OptimizedModel(nn.Module):
         if on_gpu and settings["cuda_graph"] is not False:
             self._graphs = GraphedModule(self._run_by_torch, max_graphs=settings["max_shapes"])
         self._cast: list[nn.Module] = []  # the model in another dtype, once it is needed
+        self._operators: tuple | None = None  # of a graph that was right beside the model, and what ran it
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the original model returns, without gradients, in the network's dtype.
@@ -198,6 +201,8 @@ class OptimizedModel(nn.Module):
         """
         call = self._expected.check(args, kwargs)
         with self._lock:
+            if self.engine == "model":  # nothing is prepared, and a model with state must not look like a stale one
+                return self._run(_Prepared(None, None, [], "model", self.reason), call)
             if call.key not in self._shapes:
                 self._prepare(call)
             self._shapes.move_to_end(call.key)
@@ -282,8 +287,6 @@ class OptimizedModel(nn.Module):
         # what is made here serves calls outside of inference mode as well
         with torch.inference_mode(False), torch.no_grad():
             prepared = self._record_and_try(call, is_example)
-            if prepared.engine == "model" and is_example:
-                self._try_the_model(call)
         self._shapes[call.key] = prepared
         while len(self._shapes) > self._settings["max_shapes"]:
             self._shapes.popitem(last=False)
@@ -304,11 +307,11 @@ class OptimizedModel(nn.Module):
             graph = record(self._kept[0], *call.like(blank), constants=self._constants, calls=2 if is_example else 1)
             steps = steps_of(graph)
         except Refused as error:
+            if error.raised and is_example:
+                self._try_the_model(call)
             return _Prepared(None, None, [], "model", f"the network cannot be recorded: {error}")
-        if is_example:
-            self._operators = None
-            if not exchanges(steps):
-                _LOG.info("no exchange between resolutions was found: this is no HRNet that is known")
+        if is_example and not exchanges(steps):
+            _LOG.info("no exchange between resolutions was found: this is no HRNet that is known")
         reason, candidates = self._why_not_planned, []
         if self._planned is not None:
             try:
@@ -344,7 +347,10 @@ class OptimizedModel(nn.Module):
         """The planned program and torch's operators, the faster first."""
         ours, theirs = candidates[0][2], self._torch.prepare(graph, steps)
         tensors = [torch.rand_like(t) if t.is_floating_point() else t for t in call.tensors()]
-        ms = [milliseconds(run, tensors) for run in (ours, theirs)]
+        try:
+            ms = [milliseconds(run, tensors) for run in (ours, theirs)]
+        except Exception:  # of an operator: the trial says which
+            return [*candidates, ("torch", None, theirs)]
         why = (
             f"here, in {self._settings['dtype']}, it was measured to be faster: {ms[1]:.1f} ms, planned {ms[0]:.1f} ms"
         )
@@ -358,7 +364,8 @@ class OptimizedModel(nn.Module):
         leaves = trial.random_inputs(call.leaves, *moments)
         given = [x.clone() if isinstance(x, Tensor) else x for x in leaves]
         try:
-            result = self._by_the_model(self._kept[0], call.build, given, _parameter_dtype(self._kept[0]))
+            with restored(self._kept[0]):
+                result = self._by_the_model(self._kept[0], call.build, given, _parameter_dtype(self._kept[0]))
         except Exception as error:  # whatever a model may raise
             return leaves, error
         return leaves, (result, [] if normalization is not None else given)
@@ -368,7 +375,8 @@ class OptimizedModel(nn.Module):
 
         def own_error() -> float:
             twins = [x.clone() if isinstance(x, Tensor) else x for x in leaves]
-            result = self._by_the_model(self._model_in_dtype(), call.build, twins, dtype)
+            with restored(self._kept[0]):
+                result = self._by_the_model(self._model_in_dtype(), call.build, twins, dtype)
             return trial.largest_error(result, expected[0])
 
         try:
@@ -381,8 +389,10 @@ class OptimizedModel(nn.Module):
     def _try_the_model(self, call: Arguments) -> None:
         """The example must be something that the model takes."""
         given = [x.clone() if isinstance(x, Tensor) else x for x in call.leaves]
+        model = self._kept[0]
         try:
-            self._by_the_model(self._model_in_dtype(), call.build, given, self._settings["dtype"])
+            with restored(model), contextlib.suppress(_NoCopy):
+                self._by_the_model(_copied(model), call.build, given, _parameter_dtype(model))
         except Exception as error:  # whatever a model may raise
             tensors = call.tensors()
             kinds = [f"{list(t.shape)} of {t.dtype}" for t in tensors] or [type(x).__name__ for x in call.leaves]
@@ -410,12 +420,14 @@ class OptimizedModel(nn.Module):
 
     def _result(self, x: Any, env: dict[Value, Tensor]) -> Any:
         if isinstance(x, Constant):
-            value = x.value().detach()
-            return value.to(self._settings["dtype"], copy=True) if value.is_floating_point() else value.clone()
+            return x.value().detach().to(self._result_dtype(x.dtype), copy=True)
         if isinstance(x, Value):
-            y = env[x]
-            return y.to(self._settings["dtype"]) if y.is_floating_point() else y
+            return env[x].to(self._result_dtype(x.dtype))
         return x
+
+    def _result_dtype(self, recorded: torch.dtype) -> torch.dtype:
+        """The network's where the model returns its own; what a model computes in another one stays in that."""
+        return self._settings["dtype"] if recorded == _parameter_dtype(self._kept[0]) else recorded
 
     def _run_by_torch(self, key: tuple, *tensors: Tensor) -> list[Tensor]:
         return self._shapes[key].run(list(tensors))
@@ -450,7 +462,10 @@ class OptimizedModel(nn.Module):
         if dtype == _parameter_dtype(model):
             return model
         if not self._cast:
-            self._cast.append(copy.deepcopy(model).to(dtype))
+            try:
+                self._cast.append(_copied(model).to(dtype))
+            except _NoCopy as error:
+                raise ValueError(f"model: it cannot be copied to run in {dtype} ({error.__cause__})") from error
         return self._cast[0]
 
     def _refill(self) -> None:
@@ -466,6 +481,17 @@ class OptimizedModel(nn.Module):
                 self._shapes[key] = prepared._replace(run=run)
             elif prepared.run is not None:
                 prepared.run.refill()
+
+
+class _NoCopy(Exception):
+    """A model that cannot be copied."""
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # a lock, a file, whatever somebody has in a module
+        raise _NoCopy from error
 
 
 def milliseconds(run: Callable[[list[Tensor]], Any], tensors: list[Tensor]) -> float:

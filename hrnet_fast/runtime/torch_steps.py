@@ -68,14 +68,14 @@ class TorchSteps:
         shifts = [shift for w in weights if (shift := w.shift(self._wide())) is not None]
         return self._as_computed(sum(shifts[1:], shifts[0])) if shifts else None
 
-    def constant(self, constant: Constant) -> Tensor:
-        """What an operator gets in the place of a parameter."""
+    def constant(self, constant: Constant, recorded: torch.dtype) -> Tensor:
+        """What an operator gets in the place of a parameter; ``recorded`` is the dtype that stands for the network's."""
 
         def make() -> Tensor:
             value = constant.value().detach()
-            return value.to(self.dtype) if value.is_floating_point() else value
+            return value.to(self.dtype) if value.dtype == recorded else value
 
-        return self._one(("constant", constant), make)
+        return self._one(("constant", constant, recorded), make)
 
     def refill(self) -> None:
         """Lets everything be made again from the parameters: plans must be prepared anew."""
@@ -143,7 +143,7 @@ class TorchPlan:
 
     def _call(self, step: Call) -> Callable[[Environment], Environment]:
         node = step.node
-        constants = {x: self._owner.constant(x) for x in node.leaves if isinstance(x, Constant)}
+        constants = {x: self._owner.constant(x, self._graph.dtype) for x in node.leaves if isinstance(x, Constant)}
 
         def run(env: Environment) -> Environment:
             def argument(x: Any) -> Any:

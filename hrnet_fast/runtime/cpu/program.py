@@ -148,11 +148,12 @@ class Program:
         node = call.call.node
         args, kwargs = node.arguments(argument)
         out = node.operator(*args, **kwargs)
-        for buffer, result in zip(call.outputs, out if node.is_list else [out], strict=True):
+        results = out if node.is_list else [out]
+        for value, buffer, result in zip(node.outputs, call.outputs, results, strict=True):
             if buffer is not None:
                 if result.untyped_storage().data_ptr() == arena.untyped_storage().data_ptr():
                     result = result.clone()  # a view of memory that later steps write to
-                if result.dim() == 4 and result.is_floating_point():
+                if result.dim() == 4 and value.dtype == self._plan.dtype:
                     result = result.to(buffer.dtype(self._dtype)).contiguous()  # the kernels may read it
                 external[self._external[buffer]] = result
 
@@ -160,7 +161,7 @@ class Program:
         found = self._casts.get(constant)
         if found is None:
             value = constant.value().detach()
-            found = value.to(self._dtype) if value.is_floating_point() else value
+            found = value.to(self._dtype) if value.dtype == self._plan.dtype else value
             self._casts[constant] = found
         return found
 

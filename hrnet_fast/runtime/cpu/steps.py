@@ -109,6 +109,7 @@ class Lowered:
     ]  # what the caller reads; a Buffer: of any shape, an input or made by a TorchCall
     values: dict[Value, Buffer] = field(default_factory=dict)  # results of TorchCalls, and inputs that are no images
     normalization: Normalization | None = None  # that the image needs before the first step
+    dtype: torch.dtype = torch.float32  # that was recorded, and stands for the network's
 
 
 def lower(
@@ -163,7 +164,7 @@ class _Lowering:
         left = normalization
         if normalization is not None and len(inputs) == 1 and not set(inputs) & {*results, *outputs.values()}:
             left = None if _normalize(steps, inputs[0], normalization) else normalization
-        return Lowered(inputs, steps, outputs, self._results, left)
+        return Lowered(inputs, steps, outputs, self._results, left, self._graph.dtype)
 
     def _input(self, value: Value) -> Buffer:
         buffer = Buffer(value.shape, external=True)
