@@ -8,9 +8,12 @@ from PIL import Image
 from torch import nn
 
 from benchmarks import goals, readme_table
-from hrnet_fast.bench import BadInput, contenders, images, machine, memory, oracle, report, shares
+from hrnet_fast import create_model
+from hrnet_fast.bench import BadInput, contenders, images, machine, memory, network, oracle, report, shares
 from hrnet_fast.bench.harness import MIN_ROUNDS, Contender, Prepared, Result, compare, speedup, spread, worst_error
+from hrnet_fast.bench.variation import LEAST_VARIATION, variation
 from hrnet_fast.call import ExchangeCall
+from hrnet_fast.models import TASKS
 from hrnet_fast.pictures import reading
 
 ONES = torch.ones(3, dtype=torch.float64)
@@ -286,6 +289,57 @@ def test_missing_scikit_learn_is_one_clear_line(monkeypatch):
 def test_bad_sizes(text):
     with pytest.raises(BadInput, match="size"):
         images.parse_size(text)
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_outputs_of_every_benchmark_network_vary(task):
+    """With the official initialization those of segmentation do not: errors would not show."""
+    photographs = torch.cat([images.load(name, (64, 96)) for name in images.SAMPLES])
+    plain = network.create(network.Setup("hrnet_w18_small_v1", task), photographs[:1])
+    with torch.inference_mode():
+        outputs = plain(photographs)
+    assert variation(outputs) > LEAST_VARIATION
+    tensors = [outputs] if isinstance(outputs, torch.Tensor) else outputs
+    assert all(0.1 < y.abs().mean() < 100 for y in tensors)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "segmentation_ocr"])
+def test_variation_sees_the_constant_outputs_of_a_fresh_network(task):
+    image = images.load(size=(64, 96))
+    with torch.inference_mode():
+        assert variation(create_model("hrnet_w18_small_v1", task).eval()(image)) < 1e-3 * LEAST_VARIATION
+
+
+def test_variation_is_that_within_channels():
+    constant = torch.tensor([3.0, -7.0]).view(1, 2, 1, 1).expand(1, 2, 4, 5)  # differs between channels only
+    assert variation(constant) == 0.0
+    varying = torch.tensor([1.0, -1.0]).view(1, 1, 1, 2)
+    assert variation(varying) == 1.0
+    assert variation([varying, constant]) == 0.0  # the least
+    assert variation(torch.zeros(1, 1, 2, 2)) == 0.0
+    assert variation(torch.ones(1, 10)) is None  # one value per class: nothing to compare with
+    case = report.Case("c", "d", "float32", 1.0, [], variation=0.0)
+    assert any("almost constant" in line for line in report.notes(case))
+
+
+def test_an_optimize_that_fails_does_not_end_the_others(monkeypatch):
+    def broken(*arguments, **keywords):
+        raise ValueError("no engine")
+
+    monkeypatch.setattr(contenders, "optimize", broken)
+    call = contenders.Optimized(nn.Conv2d(1, 1, 1), torch.ones(1, 1, 2, 2), torch.float32)
+    (failed,) = compare(Prepared([Contender("optimize", call)], ONES, 1e-6), budget=0.1)
+    assert failed.failure == "ValueError: no engine"
+    (entry,) = report.entries([failed])
+    call.describe(entry)
+    assert entry.engine is None
+
+
+def test_notes_say_which_engine_it_was_and_why():
+    entry = report.Entry(contenders.OPTIMIZED, 0.0, True, engine="modules", engine_reason="a reason to be read")
+    assert "hrnet_fast.optimize: engine 'modules', because a reason to be read" in report.notes(
+        report.Case("c", "d", "float32", 1.0, [entry])
+    )
 
 
 def test_goals_are_judged_honestly():
