@@ -75,7 +75,7 @@ def test_verify_compares_optimize_of_every_task(task, monkeypatch):
 def test_verify_sees_a_wrong_optimize_and_constant_outputs(monkeypatch):
     monkeypatch.setattr(verify, "OPTIMIZED_TASKS", ("segmentation",))
     monkeypatch.setattr(verify, "OPTIMIZED_DTYPES", (torch.float32,))
-    monkeypatch.setattr(verify, "OPTIMIZED_SIZES", {"bilinear": ((32, 64),)})
+    monkeypatch.setattr(verify, "OPTIMIZED_IMAGES", {"bilinear": ((1, 32, 64),)})
 
     class Wrong:
         engine, reason = "planned", None
@@ -116,7 +116,12 @@ def test_bench_writes_results_and_plot(capsys, tmp_path, small_image, task):
     assert "parameters" in out
     assert "exchange units" in out
     (case,) = json.loads((tmp_path / "made" / "b.json").read_text())["cases"]
-    assert [entry["name"] for entry in case["entries"]] == ["eager", "eager channels_last", "hrnet_fast", "hrnet_fast.optimize"]
+    assert [entry["name"] for entry in case["entries"]] == [
+        "eager",
+        "eager channels_last",
+        "hrnet_fast",
+        "hrnet_fast.optimize",
+    ]
     assert all(entry["agrees"] and entry["peak_memory_bytes"] > 0 for entry in case["entries"])
     optimized = case["entries"][-1]
     assert optimized["engine"] in ("planned", "modules")

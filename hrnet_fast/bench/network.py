@@ -137,7 +137,7 @@ def measure(setup: Setup, image: Tensor, *, budget: float, name: str, descriptio
         name=name, description=description, dtype=str(setup.dtype).removeprefix("torch."),
         tolerance=prepared.tolerance, entries=entries, batch=setup.batch,
         params=sum(p.numel() for p in plain.parameters()), gflops_published=published,
-        shares=shares(network, batch, groups), neighbours=busy, variation=variation(prepared.reference),
+        shares=shares(network, batch, groups), neighbours=busy, variation=variation(_one_image(prepared.reference)),
     )  # fmt: skip
 
 
@@ -153,6 +153,10 @@ def _classes(outputs: Tensor | Sequence[Tensor], task: str) -> Tensor | None:
     if task == "segmentation_ocr":
         return outputs[-1].argmax(1)
     return outputs.argmax(1) if task == "segmentation" else None
+
+
+def _one_image(outputs: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    return [y[:1] for y in ([outputs] if isinstance(outputs, Tensor) else outputs)]
 
 
 def _repeat(value: Tensor | Sequence[Tensor], batch: int) -> Tensor | list[Tensor]:
