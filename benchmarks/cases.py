@@ -21,6 +21,7 @@ from hrnet_fast.bench.contenders import (
     FAST,
     FAST_COMPILED,
     FOLDED,
+    OPTIMIZED,
     channels_last,
     compile_on_first_call,
     fold_batchnorm,
@@ -147,7 +148,7 @@ def _model(c: int, h: int, w: int, dtype_name: str) -> Case:
     name, description = f"model-w{c}-{h}x{w}-{dtype_name}", f"HRNet-W{c} segmentation, {h}x{w}, {dtype_name}"
 
     def setup(compiled: bool) -> network.Setup:
-        forms = [EAGER, CHANNELS_LAST, FOLDED, *([COMPILED, FAST_COMPILED] if compiled else []), FAST]
+        forms = [EAGER, CHANNELS_LAST, FOLDED, *([COMPILED, FAST_COMPILED] if compiled else []), FAST, OPTIMIZED]
         return network.Setup(f"hrnet_w{c}", dtype=DTYPES[dtype_name], contenders=forms)
 
     def prepare():
@@ -165,7 +166,7 @@ def _timm(c: int, size: int, batch: int, dtype_name: str) -> Case:
     description = f"timm's hrnet_w{c}, patched, {size}x{size}, batch {batch}, {dtype_name}"
 
     def setup(compiled: bool) -> drop_in.Setup:
-        contenders = [EAGER, CHANNELS_LAST, FOLDED, *([COMPILED] if compiled else []), FAST]
+        contenders = [EAGER, CHANNELS_LAST, FOLDED, *([COMPILED] if compiled else []), FAST, OPTIMIZED]
         return drop_in.Setup(f"hrnet_w{c}", DTYPES[dtype_name], batch, contenders)
 
     def prepare():

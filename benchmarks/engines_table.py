@@ -1,4 +1,4 @@
-"""The results of ``benchmarks.engines`` in one table: medians of all contenders, and our lead over the best peer."""
+"""The results of ``benchmarks.engines`` as tables: README's first one, and one with the medians of all contenders."""
 
 from collections.abc import Sequence
 
@@ -6,10 +6,13 @@ from rich.table import Table
 
 from benchmarks import peers
 from hrnet_fast.bench import machine
+from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, FAST, OPTIMIZED
 from hrnet_fast.bench.report import Case, Entry, Report, milliseconds
 
 PREFIX = "engines-"  # of the cases' names
 LEAD = "best of the others / ours"
+NOTHING = "No results are stored yet: `python -m benchmarks.engines` measures them.\n"
+AGAIN = "Measure again: `python -m benchmarks.engines`, then `python -m benchmarks.readme_table`."
 
 
 def best(case: Case, names: Sequence[str]) -> Entry | None:
@@ -53,23 +56,62 @@ def summary(cases: Sequence[Case]) -> Table:
     return out
 
 
+def overview(reports: dict[str, Report], order: Sequence[str]) -> str:
+    """README's first table: ``optimize`` on whole networks, beside the best of all others.
+
+    Args:
+        reports: all stored results by the cases' names.
+        order: names of the cases to show; those that are not stored are left out.
+    """
+    stored = [reports[name] for name in order if name in reports]
+    if not stored:
+        return NOTHING
+    lines = ["| | eager, channels_last | torch.compile | best of the others | hrnet_fast | **hrnet_fast.optimize** "
+             "| over eager | over the best |", "|---|--:|--:|--:|--:|--:|--:|--:|"]  # fmt: skip
+    lines += [_overview_row(report.cases[0]) for report in stored]
+    notes = ["Medians of runs in turn, batch 1, the same weights and photograph for all, each in its best form."]
+    if any(e.seconds and not e.agrees for report in stored for e in report.cases[0].entries):
+        notes.append("†: off by more than the tolerance of its dtype.")
+    if any(report.cases[0].disturbed for report in stored):
+        notes.append("*: other processes kept the cores busy meanwhile.")
+    lines += ["", " ".join(notes)]
+    lines += [f"Measured on: {text}." for text in dict.fromkeys(machine.summary(report.machine) for report in stored)]
+    return "\n".join([*lines, AGAIN, ""])
+
+
+def _overview_row(case: Case) -> str:
+    timed = {entry.name: entry for entry in case.entries if entry.seconds is not None}
+    optimized = timed.get(OPTIMIZED)
+    other = best(case, [name for name in timed if name not in peers.ours()])
+    cells = [_milliseconds(timed.get(name)) for name in (CHANNELS_LAST, COMPILED)]
+    cells.append(f"{other.name}, {_milliseconds(other)}" if other else "-")
+    cells += [_milliseconds(timed.get(FAST)), f"**{_milliseconds(optimized)}**" if optimized else "-"]
+    for slower in (timed.get(CHANNELS_LAST), other):
+        ratio = optimized.speedup_over.get(slower.name) if optimized and slower else None
+        cells.append("-" if ratio is None else f"{ratio.median:.2f}x")
+    return f"| {case.description}{' *' if case.disturbed else ''} | {' | '.join(cells)} |"
+
+
+def _milliseconds(entry: Entry | None) -> str:
+    return "-" if entry is None else milliseconds(entry.seconds.median) + ("" if entry.agrees else " †")
+
+
 def markdown(reports: dict[str, Report]) -> str:
-    """For README.md, from all stored results by the cases' names."""
+    """A column for every contender, from all stored results by the cases' names."""
     stored = [report for name, report in reports.items() if name.startswith(PREFIX)]
     cases = [report.cases[0] for report in stored]
     if not cases:
-        return "No results are stored yet: `python -m benchmarks.engines` measures them.\n"
+        return NOTHING
     names = columns(cases)
     lines = [f"| | {' | '.join([*names, LEAD])} |", "|---|" + "--:|" * (len(names) + 1)]
     lines += [f"| {' | '.join(row)} |" for row in rows(cases)]
     lines += ["", "Medians of runs in turn, batch 1, the same weights and photograph for all."]
     lines += _failures(cases)
     off = sorted({f"{e.name} ({e.error:.1e})" for case in cases for e in case.entries if e.seconds and not e.agrees})
-    lines += [f"* is off by more than the tolerance of its dtype: {', '.join(off)}."] if off else []
+    lines += [f"A star: off by more than the tolerance of its dtype: {', '.join(off)}."] if off else []
     lines += ["Other processes kept the cores busy meanwhile."] if any(case.disturbed for case in cases) else []
     lines += [f"Measured on: {text}." for text in dict.fromkeys(machine.summary(report.machine) for report in stored)]
-    lines += ["Measure again: `python -m benchmarks.engines`, then `python -m benchmarks.readme_table`.", ""]
-    return "\n".join(lines)
+    return "\n".join([*lines, AGAIN, ""])
 
 
 def _failures(cases: Sequence[Case]) -> list[str]:

@@ -8,7 +8,7 @@ import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, EAGER, FAST, FAST_COMPILED, FOLDED
+from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, EAGER, FAST, FAST_COMPILED, FOLDED, OPTIMIZED
 from hrnet_fast.bench.report import Case
 
 
@@ -53,7 +53,12 @@ GOALS = (
     Goal("training-unit-*", CHANNELS_LAST, 1.3),
     # never slower than eager or torch.compile on any case of the suite
     *(Goal("*", contender, 1.0) for contender in (EAGER, CHANNELS_LAST, FOLDED, COMPILED)),
-    # whole networks: compiled against compiled
+    # whole networks: optimize is the fastest form of all
+    *(
+        Goal("*", contender, 1.0, OPTIMIZED)
+        for contender in (EAGER, CHANNELS_LAST, FOLDED, COMPILED, FAST, FAST_COMPILED)
+    ),
+    # compiled against compiled
     Goal("model-*", COMPILED, 1.0, FAST_COMPILED),
 )
 
@@ -62,7 +67,8 @@ def outcomes(cases: Sequence[Case]) -> list[Outcome]:
     """For every case and every contender in it: the highest goal that there is for the two."""
     found = []
     for case in cases:
-        for ours, entry in itertools.product((case.entry(FAST), case.entry(FAST_COMPILED)), case.entries):
+        forms = [case.entry(name) for name in (FAST, FAST_COMPILED, OPTIMIZED)]
+        for ours, entry in itertools.product(forms, case.entries):
             goals = [g for g in GOALS if ours is not None and (g.ours, g.over) == (ours.name, entry.name)
                      and fnmatch.fnmatchcase(case.name, g.pattern)]  # fmt: skip
             if goals:

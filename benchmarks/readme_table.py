@@ -1,15 +1,16 @@
-"""Writes README.md's tables of results and its plot from the files in benchmarks/results/; nothing is typed by hand.
+"""Writes the tables of results in README.md and docs/, and the plot, from the files in benchmarks/results/.
 
-``python -m benchmarks.readme_table`` writes, ``--check`` exits with 1 where README.md says something else.
+``python -m benchmarks.readme_table`` writes, ``--check`` exits with 1 where a page says something else. No figure is typed
+by hand. A table stands on whatever page has its two markers.
 """
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from benchmarks import engines_table, gpu_table, rival_report
-from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, FAST, FOLDED
+from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, FAST, FOLDED, OPTIMIZED
 from hrnet_fast.bench.machine import summary
 from hrnet_fast.bench.plot import plot
 from hrnet_fast.bench.report import Case, Report, milliseconds
@@ -17,49 +18,68 @@ from hrnet_fast.bench.report import Case, Report, milliseconds
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 GPU_MARKERS = "<!-- gpu:begin -->", "<!-- gpu:end -->"
-ROWS = (  # what the README shows, in this order, where it was measured
+PAGES = ("README.md", "docs/benchmarks.md", "docs/rivals.md")
+NETWORKS = tuple(  # README's first table, in this order, where it was measured
+    f"engines-{network}-{dtype}"
+    for network in ("w48-segmentation-512x512", "w18-segmentation-512x512", "w18-classification-224x224", "w32-pose-256x192")
+    for dtype in ("float32", "bfloat16")
+)  # fmt: skip
+ROWS = (  # the forms of this package, in this order, where they were measured
     "model-w48-512x512-float32", "model-w48-512x512-bfloat16", "model-w18-512x512-float32",
     "model-w18-512x512-bfloat16", "head-w48-128x128-float32", "head-w48-128x128-bfloat16",
     "unit-w48-stage4-float32", "unit-w48-stage4-bfloat16", "exchange-c48-128x128-float32",
     "exchange-c48-128x128-bfloat16", "exchange-c18-128x128-float32", "exchange-c18-128x128-bfloat16",
 )  # fmt: skip
-PLOTTED = ("model-w48-512x512-float32", "head-w48-128x128-float32", "exchange-c48-128x128-float32",
-           "exchange-c18-128x128-float32")  # fmt: skip
+PLOTTED = tuple(name for name in NETWORKS if name.endswith("float32"))
 PLOT = "benchmarks/results/speed.png"
 
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
-    """Regenerates the table and the plot under ``root``; with --check only compares the table."""
+    """Regenerates tables and plot under ``root``; with --check only compares the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readme_table", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--check", action="store_true", help="write nothing, exit with 1 where the README is out of date"
-    )
+    parser.add_argument("--check", action="store_true", help="write nothing, exit with 1 where a page is out of date")
     arguments = parser.parse_args(argv)
-    readme = root / "README.md"
-    before = readme.read_text()
-    if before.count(BEGIN) != 1 or before.count(END) != 1:
+    before = {page: (root / page).read_text() for page in PAGES if (root / page).exists()}
+    if any(before["README.md"].count(marker) != 1 for marker in (BEGIN, END)):
         print(f"README.md: expected the lines {BEGIN} and {END}, once each", file=sys.stderr)
         return 1
     reports = load(root / "benchmarks" / "results")
-    after = insert(before, table(reports))
-    if all(before.count(marker) == 1 for marker in GPU_MARKERS):
-        after = insert(after, gpu_table.block(root / "benchmarks" / "results" / "gpu"), *GPU_MARKERS)
-    for name, block in (("engines", engines_table.markdown), ("rivals", rival_report.markdown)):
-        markers = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-        if all(before.count(marker) == 1 for marker in markers):
-            after = insert(after, block(reports), *markers)
+    made = blocks(reports, root)
+    after = {page: _filled(text, made) for page, text in before.items()}
+    stale = [page for page in before if after[page] != before[page]]
     if arguments.check:
-        if after != before:
+        for page in stale:
             print(
-                "README.md is not what benchmarks/results/ says: run python -m benchmarks.readme_table", file=sys.stderr
+                f"{page} is not what benchmarks/results/ says: run python -m benchmarks.readme_table", file=sys.stderr
             )
-        return int(after != before)
-    readme.write_text(after)
+        return int(bool(stale))
+    for page in stale:
+        (root / page).write_text(after[page])
     plotted = [reports[name] for name in PLOTTED if name in reports]
     if plotted:
         plot([report.cases[0] for report in plotted], root / PLOT, baseline=CHANNELS_LAST,
              title="HRNet in PyTorch: latency, batch 1", footnote=summary(plotted[0].machine))  # fmt: skip
     return 0
+
+
+def blocks(reports: dict[str, Report], root: Path = ROOT) -> dict[str, Callable[[], str]]:
+    """What writes the text between the markers ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``, by that name."""
+    return {
+        "results": lambda: engines_table.overview(reports, NETWORKS),
+        "gpu": lambda: gpu_table.block(root / "benchmarks" / "results" / "gpu"),
+        "forms": lambda: table(reports),
+        "engines": lambda: engines_table.markdown(reports),
+        "rivals": lambda: rival_report.markdown(reports),
+    }
+
+
+def _filled(text: str, made: dict[str, Callable[[], str]]) -> str:
+    for name, block in made.items():
+        markers = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        # on lines of their own: another page that includes the table names them in its directive
+        if all(text.splitlines().count(marker) == 1 for marker in markers):
+            text = insert(text, block(), *markers)
+    return text
 
 
 def load(folder: Path) -> dict[str, Report]:
@@ -73,19 +93,21 @@ def load(folder: Path) -> dict[str, Report]:
 
 
 def insert(readme: str, block: str, begin: str = BEGIN, end: str = END) -> str:
-    """README.md with what stands between the markers replaced."""
+    """A page with what stands between the markers replaced."""
     head, rest = readme.split(begin)
     return f"{head}{begin}\n{block}{end}{rest.split(end)[1]}"
 
 
 def table(reports: dict[str, Report]) -> str:
-    """Markdown: a row per case, a line per machine, and the command that measures them again."""
+    """The forms of this package: a row per case, a line per machine, and the command that measures them again."""
     rows = [name for name in ROWS if name in reports]
     if not rows:
         return "No results are stored yet: `python -m benchmarks.run` measures them.\n"
-    lines = ["| | eager, channels_last | torch.compile | hrnet_fast | speedup over eager | over torch.compile |",
-             "|---|--:|--:|--:|--:|--:|"]  # fmt: skip
-    lines += [_row(reports[name].cases[0]) for name in rows]
+    optimized = any(entry.name == OPTIMIZED for name in rows for entry in reports[name].cases[0].entries)
+    names = ["eager, channels_last", "torch.compile", "hrnet_fast", *([OPTIMIZED] if optimized else []),
+             "speedup over eager", "over torch.compile"]  # fmt: skip
+    lines = [f"| | {' | '.join(names)} |", "|---|" + "--:|" * len(names)]
+    lines += [_row(reports[name].cases[0], optimized) for name in rows]
     machines = list(dict.fromkeys(summary(reports[name].machine) for name in rows))
     lines += [
         "",
@@ -98,12 +120,14 @@ def table(reports: dict[str, Report]) -> str:
     return "\n".join(lines)
 
 
-def _row(case: Case) -> str:
+def _row(case: Case, with_optimized: bool) -> str:
+    """``with_optimized``: there is a column for optimize. The ratios are those of the last form that was timed."""
     timed = {entry.name: entry for entry in case.entries if entry.seconds is not None}
     eager = [timed[name] for name in (CHANNELS_LAST, FOLDED) if name in timed]
     best = min(eager, key=lambda entry: entry.seconds.median) if eager else None
-    ours = timed.get(FAST)
-    cells = [milliseconds(entry.seconds.median) if entry else "-" for entry in (best, timed.get(COMPILED), ours)]
+    forms = [timed.get(name) for name in (FAST, *([OPTIMIZED] if with_optimized else []))]
+    ours = next((entry for entry in reversed(forms) if entry), None)
+    cells = [milliseconds(entry.seconds.median) if entry else "-" for entry in (best, timed.get(COMPILED), *forms)]
     for other in (best, timed.get(COMPILED)):
         ratio = ours.speedup_over.get(other.name) if ours and other else None
         cells.append("-" if ratio is None else f"{ratio.median:.2f}x")

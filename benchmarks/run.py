@@ -75,8 +75,8 @@ def _measure(selected: list[suite.Case], arguments: argparse.Namespace) -> list[
 
 
 def _print_goals(measured: list[report.Case], console: Console) -> None:
-    table = Table(title="goals: hrnet_fast's median speedup", title_justify="left")
-    for name in ("case", "over"):
+    table = Table(title="goals: median speedup", title_justify="left")
+    for name in ("case", "of", "over"):
         table.add_column(name)
     for name in ("measured", "goal"):
         table.add_column(name, justify="right")
@@ -87,7 +87,7 @@ def _print_goals(measured: list[report.Case], console: Console) -> None:
         verdict = "[green]reached[/green]" if outcome.reached else "[red]missed[/red]"
         if outcome.case in disturbed:
             verdict += " (disturbed)"
-        table.add_row(outcome.case, outcome.goal.over, shown, f"{outcome.goal.ratio:g}x", verdict)
+        table.add_row(outcome.case, outcome.goal.ours, outcome.goal.over, shown, f"{outcome.goal.ratio:g}x", verdict)
     console.print(table)
     console.print(f"{sum(outcome.reached for outcome in found)} of {len(found)} goals reached")
     if not any(case.entry(COMPILED) for case in measured):

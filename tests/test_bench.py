@@ -8,9 +8,12 @@ from PIL import Image
 from torch import nn
 
 from benchmarks import goals, readme_table
-from hrnet_fast.bench import BadInput, contenders, images, machine, memory, oracle, report, shares
+from hrnet_fast import create_model
+from hrnet_fast.bench import BadInput, contenders, images, machine, memory, network, oracle, report, shares
 from hrnet_fast.bench.harness import MIN_ROUNDS, Contender, Prepared, Result, compare, speedup, spread, worst_error
+from hrnet_fast.bench.variation import LEAST_VARIATION, variation
 from hrnet_fast.call import ExchangeCall
+from hrnet_fast.models import TASKS
 from hrnet_fast.pictures import reading
 
 ONES = torch.ones(3, dtype=torch.float64)
@@ -288,6 +291,57 @@ def test_bad_sizes(text):
         images.parse_size(text)
 
 
+@pytest.mark.parametrize("task", TASKS)
+def test_outputs_of_every_benchmark_network_vary(task):
+    """With the official initialization those of segmentation do not: errors would not show."""
+    photographs = torch.cat([images.load(name, (64, 96)) for name in images.SAMPLES])
+    plain = network.create(network.Setup("hrnet_w18_small_v1", task), photographs[:1])
+    with torch.inference_mode():
+        outputs = plain(photographs)
+    assert variation(outputs) > LEAST_VARIATION
+    tensors = [outputs] if isinstance(outputs, torch.Tensor) else outputs
+    assert all(0.1 < y.abs().mean() < 100 for y in tensors)
+
+
+@pytest.mark.parametrize("task", ["segmentation", "segmentation_ocr"])
+def test_variation_sees_the_constant_outputs_of_a_fresh_network(task):
+    image = images.load(size=(64, 96))
+    with torch.inference_mode():
+        assert variation(create_model("hrnet_w18_small_v1", task).eval()(image)) < 1e-3 * LEAST_VARIATION
+
+
+def test_variation_is_that_within_channels():
+    constant = torch.tensor([3.0, -7.0]).view(1, 2, 1, 1).expand(1, 2, 4, 5)  # differs between channels only
+    assert variation(constant) == 0.0
+    varying = torch.tensor([1.0, -1.0]).view(1, 1, 1, 2)
+    assert variation(varying) == 1.0
+    assert variation([varying, constant]) == 0.0  # the least
+    assert variation(torch.zeros(1, 1, 2, 2)) == 0.0
+    assert variation(torch.ones(1, 10)) is None  # one value per class: nothing to compare with
+    case = report.Case("c", "d", "float32", 1.0, [], variation=0.0)
+    assert any("almost constant" in line for line in report.notes(case))
+
+
+def test_an_optimize_that_fails_does_not_end_the_others(monkeypatch):
+    def broken(*arguments, **keywords):
+        raise ValueError("no engine")
+
+    monkeypatch.setattr(contenders, "optimize", broken)
+    call = contenders.Optimized(nn.Conv2d(1, 1, 1), torch.ones(1, 1, 2, 2), torch.float32)
+    (failed,) = compare(Prepared([Contender("optimize", call)], ONES, 1e-6), budget=0.1)
+    assert failed.failure == "ValueError: no engine"
+    (entry,) = report.entries([failed])
+    call.describe(entry)
+    assert entry.engine is None
+
+
+def test_notes_say_which_engine_it_was_and_why():
+    entry = report.Entry(contenders.OPTIMIZED, 0.0, True, engine="modules", engine_reason="a reason to be read")
+    assert "hrnet_fast.optimize: engine 'modules', because a reason to be read" in report.notes(
+        report.Case("c", "d", "float32", 1.0, [entry])
+    )
+
+
 def test_goals_are_judged_honestly():
     reached = {(o.goal.over, o.goal.ratio): o.reached for o in goals.outcomes(_stored(faster=1.2).cases)}
     assert reached == {(contenders.CHANNELS_LAST, 1.15): True,
@@ -296,7 +350,8 @@ def test_goals_are_judged_honestly():
 
 def test_readme_table_is_idempotent(tmp_path):
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
-    _stored().save(tmp_path / "benchmarks" / "results" / "one.json")
+    stored = _stored(readme_table.NETWORKS[0])
+    stored.save(tmp_path / "benchmarks" / "results" / "one.json")
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{readme_table.BEGIN}\nstale row\n{readme_table.END}\nafter\n")
     assert readme_table.main(["--check"], root=tmp_path) == 1
@@ -305,11 +360,73 @@ def test_readme_table_is_idempotent(tmp_path):
     assert first.startswith("before\n")
     assert first.endswith("after\n")
     assert "stale row" not in first
-    assert "description of model-w48" in first
+    assert "description of engines-w48" in first
     assert (tmp_path / readme_table.PLOT).exists()
     assert readme_table.main([], root=tmp_path) == 0
     assert readme.read_text() == first
     assert readme_table.main(["--check"], root=tmp_path) == 0
+
+
+def _row_of(text: str, case: str) -> list[str]:
+    (line,) = [line for line in text.splitlines() if line.startswith(f"| description of {case}")]
+    return [cell.strip() for cell in line.strip("|").split("|")][1:]
+
+
+def test_first_table_shows_optimize_and_the_best_of_the_others():
+    name = readme_table.NETWORKS[0]
+    made = [Result(contenders.CHANNELS_LAST, 1e-7, 1e-4, [0.6] * 3, 1),
+            Result("OpenVINO", 2e-4, 1e-4, [0.4] * 3, 1),  # off, but within its slack
+            Result(contenders.COMPILED, 1e-7, 1e-4, [0.5] * 3, 1),
+            Result(contenders.FAST, 1e-7, 1e-4, [0.45] * 3, 1),
+            Result(contenders.OPTIMIZED, 1e-7, 1e-4, [0.2] * 3, 1)]  # fmt: skip
+    case = report.Case(name, f"description of {name}", "float32", 1e-4, report.entries(made), neighbours=0.5)
+    text = readme_table.blocks({name: report.Report([case]), "model-x": _stored("model-x")})["results"]()
+    assert _row_of(text, name) == ["600 ms", "500 ms", "OpenVINO, 400 ms †", "450 ms", "**200 ms**", "3.00x", "2.00x"]
+    assert f"description of {name} *" in text
+    assert "†: off by more" in text and "*: other processes" in text
+    case.entries[-1].seconds, case.entries[-1].failure = None, "did not run"
+    text = readme_table.blocks({name: report.Report([case])})["results"]()
+    assert _row_of(text, name)[-3:] == ["-", "-", "-"]
+    assert "benchmarks.engines" in readme_table.blocks({})["results"]()
+
+
+def test_table_of_the_forms_has_optimize_where_it_was_measured():
+    name = readme_table.ROWS[0]
+    stored = _stored(name)
+    assert contenders.OPTIMIZED not in readme_table.table({name: stored})
+    made = [Result(contenders.CHANNELS_LAST, 1e-7, 1e-4, [0.6] * 3, 1), Result(contenders.FAST, 1e-7, 1e-4, [0.4] * 3, 1),
+            Result(contenders.OPTIMIZED, 1e-7, 1e-4, [0.2] * 3, 1)]  # fmt: skip
+    stored.cases[0].entries = report.entries(made)
+    assert _row_of(readme_table.table({name: stored}), name) == ["600 ms", "-", "400 ms", "200 ms", "3.00x", "-"]
+
+
+def test_every_table_stands_on_one_page():
+    pages = [(readme_table.ROOT / page).read_text().splitlines() for page in readme_table.PAGES]
+    for name in readme_table.blocks({}):
+        for marker in (f"<!-- {name}:begin -->", f"<!-- {name}:end -->"):
+            assert sum(lines.count(marker) for lines in pages) == 1, marker
+    assert set(readme_table.NETWORKS) <= set(readme_table.load(readme_table.ROOT / "benchmarks" / "results"))
+
+
+def test_pages_that_include_a_table_are_left_alone(tmp_path):
+    (tmp_path / "benchmarks" / "results").mkdir(parents=True)
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "README.md").write_text(f"{readme_table.BEGIN}\n{readme_table.END}\n")
+    page = tmp_path / readme_table.PAGES[1]
+    including = f':start-after: "{readme_table.BEGIN}"\n:end-before: "{readme_table.END}"\n'
+    page.write_text(f"{including}<!-- forms:begin -->\nstale\n<!-- forms:end -->\n")
+    assert readme_table.main(["--check"], root=tmp_path) == 1
+    assert readme_table.main([], root=tmp_path) == 0
+    assert page.read_text().startswith(including)
+    assert "stale" not in page.read_text() and "benchmarks.run" in page.read_text()
+
+
+def test_goals_know_that_optimize_is_the_fastest_form():
+    made = [Result(contenders.FAST, 1e-7, 1e-4, [0.4] * 3, 1), Result(contenders.OPTIMIZED, 1e-7, 1e-4, [0.5] * 3, 1)]
+    case = report.Case("model-x", "d", "float32", 1e-4, report.entries(made))
+    (outcome,) = goals.outcomes([case])
+    assert (outcome.goal.ours, outcome.goal.over) == (contenders.OPTIMIZED, contenders.FAST)
+    assert not outcome.reached
 
 
 def test_readme_without_markers_is_an_error(tmp_path):

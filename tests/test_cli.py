@@ -8,8 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from hrnet_fast import backends
+from hrnet_fast import backends, create_model
+from hrnet_fast.bench import network
 from hrnet_fast.cli import main, verify
+from hrnet_fast.models import TASKS
 
 
 @pytest.fixture
@@ -46,38 +48,99 @@ def test_info_says_why_a_backend_cannot_run(capsys, monkeypatch):
 
 def test_verify(capsys, monkeypatch):
     monkeypatch.setattr(verify, "MODELS", verify.MODELS[:1])
+    monkeypatch.setattr(verify, "OPTIMIZED_TASKS", ("segmentation",))
+    monkeypatch.setattr(verify, "OPTIMIZED_DTYPES", (torch.float32,))
     assert main(["verify"]) == 0
     out = capsys.readouterr().out
     assert "0 off" in out
     assert "hrnet_w18_small_v1" in out
     assert "exchange" in out
+    assert "hrnet_w18_small_v1 segmentation" in out
+    assert "optimize, " in out
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_verify_compares_optimize_of_every_task(task, monkeypatch):
+    assert verify.OPTIMIZED_TASKS == TASKS
+    monkeypatch.setattr(verify, "OPTIMIZED_TASKS", (task,))
+    monkeypatch.setattr(verify, "OPTIMIZED_DTYPES", (torch.float32,))
+    lines, reasons = [], {}
+    assert list(verify._optimized(lines, reasons, "cpu")) == [None]
+    (line,) = lines
+    assert line.cases == 2
+    assert line.misses == []
+    assert ("modules" in line.backend) == bool(reasons)
+
+
+def test_verify_sees_a_wrong_optimize_and_constant_outputs(monkeypatch):
+    monkeypatch.setattr(verify, "OPTIMIZED_TASKS", ("segmentation",))
+    monkeypatch.setattr(verify, "OPTIMIZED_DTYPES", (torch.float32,))
+    monkeypatch.setattr(verify, "OPTIMIZED_IMAGES", {"bilinear": ((1, 32, 64),)})
+
+    class Wrong:
+        engine, reason = "planned", None
+
+        def __init__(self, model, example, dtype):
+            self.model = model
+
+        def __call__(self, image):
+            with torch.inference_mode():
+                return 1.01 * self.model(image)
+
+    monkeypatch.setattr(verify, "optimize", Wrong)
+    lines = []
+    list(verify._optimized(lines, {}, "cpu"))
+    assert len(lines[0].misses) == 1
+    monkeypatch.setattr(verify, "randomize", lambda model, seed: model)  # the official initialization
+    list(verify._optimized(lines, {}, "cpu"))
+    assert "almost constant: inf" in lines[1].misses[0]
 
 
 def test_verify_fails_on_a_wrong_backend(capsys, monkeypatch):
     monkeypatch.setattr(verify, "MODELS", ())
+    monkeypatch.setattr(verify, "OPTIMIZED_TASKS", ())
     correct = backends.TABLE["reference"].run
     monkeypatch.setattr(backends.TABLE["reference"], "run", lambda call: correct(call) * 1.01)
     assert main(["verify"]) == 1
     assert "off: exchange, reference on cpu, float32, stage-4 c=18" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("task", ["segmentation", "features"])
+@pytest.mark.parametrize("task", TASKS)
 def test_bench_writes_results_and_plot(capsys, tmp_path, small_image, task):
     files = ["--json", str(tmp_path / "made" / "b.json"), "--plot", str(tmp_path / "made" / "b.png")]
     small = ["--model", "hrnet_w18_small_v1", "--image", small_image, "--size", "64x96", "--budget", "0.1"]
     assert main(["bench", *small, "--task", task, "--batch", "2", *files]) == 0
     out = capsys.readouterr().out
-    assert "hrnet_fast" in out
+    assert "hrnet_fast.optimize: engine '" in out
+    assert "almost constant" not in out
     assert "parameters" in out
     assert "exchange units" in out
     (case,) = json.loads((tmp_path / "made" / "b.json").read_text())["cases"]
-    assert [entry["name"] for entry in case["entries"]] == ["eager", "eager channels_last", "hrnet_fast"]
+    assert [entry["name"] for entry in case["entries"]] == [
+        "eager",
+        "eager channels_last",
+        "hrnet_fast",
+        "hrnet_fast.optimize",
+    ]
     assert all(entry["agrees"] and entry["peak_memory_bytes"] > 0 for entry in case["entries"])
+    optimized = case["entries"][-1]
+    assert optimized["engine"] in ("planned", "modules")
+    assert (optimized["engine"] == "planned") == (optimized["engine_reason"] is None)
+    assert optimized["speedup_over"]["eager"]["median"] > 0
+    assert ("same class" in out) == task.startswith("segmentation")
     assert case["batch"] == 2
     assert case["params"] > 0
     assert case["gflops_published"] > 0
     with Image.open(tmp_path / "made" / "b.png") as picture:
         assert picture.width > 600
+
+
+def test_bench_has_a_model_and_a_size_for_every_task():
+    assert tuple(network.DEFAULTS) == TASKS
+    for task, (model, size) in network.DEFAULTS.items():
+        with torch.device("meta"):
+            made = create_model(model, task=task)
+            made.check_image(torch.empty(1, 3, *(size or (427, 640))))  # the photograph's own size
 
 
 def test_bench_takes_the_backend_that_was_named(capsys, small_image, monkeypatch):

@@ -37,7 +37,13 @@ def test_bench(capsys, tmp_path):
     assert code == 0
     assert "hrnet_w18_small" in out
     (case,) = json.loads(results.read_text())["cases"]
-    assert [entry["name"] for entry in case["entries"]] == ["eager", "eager channels_last", "hrnet_fast"]
+    assert [entry["name"] for entry in case["entries"]] == [
+        "eager",
+        "eager channels_last",
+        "hrnet_fast",
+        "hrnet_fast.optimize",
+    ]
+    assert case["entries"][-1]["engine"] in ("planned", "modules")
     assert all(entry["agrees"] and entry["seconds"]["median"] > 0 for entry in case["entries"])
     assert case["batch"] == 2
 

@@ -7,8 +7,9 @@ from torch import Tensor
 
 import hrnet_fast as hf
 from benchmarks.peers import Job, fast
+from hrnet_fast.bench.contenders import OPTIMIZED
 
-NAME = "hrnet_fast.optimize"
+NAME = OPTIMIZED
 
 
 def why_not(dtype: torch.dtype) -> str | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 from hrnet_fast.bench.report import Case, milliseconds
 
 _COLOURS = {"eager": "#b8b8b8", "eager channels_last": "#8f8f8f", "eager folded": "#6b6b6b",
-            "torch.compile": "#4c84b6", "hrnet_fast": "#d9542b"}  # fmt: skip
+            "torch.compile": "#4c84b6", "hrnet_fast": "#e89a6c", "hrnet_fast.optimize": "#d9542b"}  # fmt: skip
 
 
 def plot(cases: Sequence[Case], path: str | Path, *, baseline: str, title: str = "", footnote: str = "") -> None:
@@ -48,7 +48,7 @@ def _panel(axes, case: Case, baseline: str) -> None:
         ratio = entry.speedup_over.get(baseline)
         label = milliseconds(s.median) + (f"  ({ratio.median:.2f}x)" if ratio is not None else "")
         axes.text(s.p80 * 1e3 + 0.015 * longest, row, label, va="center", fontsize=10.5,
-                  fontweight="bold" if entry.name == "hrnet_fast" else "normal")  # fmt: skip
+                  fontweight="bold" if entry.name.startswith("hrnet_fast") else "normal")  # fmt: skip
     axes.set_yticks(range(len(timed)), [entry.name for entry in timed], fontsize=10.5)
     axes.invert_yaxis()
     axes.set_xlim(0, longest * 1.28)  # room for the labels

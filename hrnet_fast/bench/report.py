@@ -12,6 +12,7 @@ from rich.table import Table
 
 from hrnet_fast.bench.harness import Result, Spread, speedup, spread
 from hrnet_fast.bench.machine import describe
+from hrnet_fast.bench.variation import LEAST_VARIATION
 
 SCHEMA = 1
 # A parallel loop waits for its slowest thread: more than this share of the cores in other hands falsifies short times.
@@ -41,6 +42,8 @@ class Entry:
     argmax_agreement: float | None = None  # share of the pixels that get the reference's class
     first_result_seconds: float | None = None  # from the model in plain PyTorch to the first output
     resident_peak_bytes: int | None = None  # of a process of its own: memory.resident_peak
+    engine: str | None = None  # of hrnet_fast.optimize: OptimizedModel.engine
+    engine_reason: str | None = None  # why it is not "planned": OptimizedModel.reason
 
 
 @dataclass
@@ -57,6 +60,7 @@ class Case:
     gflops_published: float | None = None
     shares: dict[str, float] = field(default_factory=dict)  # group of modules -> share of eager's forward pass
     neighbours: float | None = None  # share of the machine's cores that other processes took during the timing
+    variation: float | None = None  # of the reference over its pixels, 0 to 1: variation.variation
 
     def entry(self, name: str) -> Entry | None:
         """The contender of that name."""
@@ -179,6 +183,11 @@ def notes(case: Case) -> list[str]:
     if case.shares:
         parts = ", ".join(f"{name} {100 * value:.0f} %" for name, value in case.shares.items())
         lines.append(f"share of eager channels_last's time: {parts}")
+    lines += [f"{entry.name}: engine {entry.engine!r}" + (f", because {entry.engine_reason}" if entry.engine_reason else "")
+              for entry in case.entries if entry.engine is not None]  # fmt: skip
+    if case.variation is not None and case.variation < LEAST_VARIATION:
+        lines.append(f"the outputs vary by {100 * case.variation:.2g} % over the image only: almost constant, so that "
+                     "even a wrong computation would seem to agree")  # fmt: skip
     if case.disturbed:
         lines.append(f"other processes took {100 * case.neighbours:.0f} % of the cores meanwhile: times are longer "
                      "than on a quiet machine, and ratios are not to be relied on")  # fmt: skip

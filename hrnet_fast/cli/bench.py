@@ -9,22 +9,22 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from hrnet_fast import backends
 from hrnet_fast.bench import BadInput, drop_in, images, machine, network, report
-from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, EAGER, FAST, FAST_COMPILED, FOLDED
+from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, EAGER, FAST, FAST_COMPILED, FOLDED, OPTIMIZED
 from hrnet_fast.cli.common import DTYPES, check_checkpoint, check_least, find_device
 from hrnet_fast.cli.verify import forced_backend
-from hrnet_fast.models import configs
-
-TASKS = ("segmentation", "features")
+from hrnet_fast.models import TASKS, configs
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``bench``; the defaults take about two minutes on two cores."""
     add = parser.add_argument
-    add("--model", default="hrnet_w48", metavar="NAME", help="default: hrnet_w48")
+    models = ", ".join(f"{task}: {model}" for task, (model, _) in network.DEFAULTS.items())
+    sizes = ", ".join(f"{task}: {size[0]}x{size[1]}" for task, (_, size) in network.DEFAULTS.items() if size)
+    add("--model", default=None, metavar="NAME", help=f"default, by task: {models}")
     add("--timm", default=None, metavar="NAME", help="instead: timm's network of that name, patched, at 224x224")
     add("--task", default="segmentation", choices=TASKS, help="default: segmentation")
     add("--image", default=None, metavar="FILE", help="default: a photograph that scikit-learn brings along, 427x640")
-    add("--size", default=None, metavar="HxW", help="resize the image to this many pixels (default: its own size)")
+    add("--size", default=None, metavar="HxW", help=f"resize the image (default, by task: {sizes}; else its own)")
     add("--dtype", default="float32", choices=list(DTYPES), help="default: float32")
     add("--batch", type=int, default=1, metavar="N", help="the image N times (default: 1)")
     add("--threads", type=int, default=None, metavar="N", help="threads for torch (default: torch's own choice)")
@@ -40,8 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Measures, prints the table, writes what was asked for. 1 where the outputs do not agree."""
     setup, device = _setup(arguments)
-    # timm's networks classify, and take multiples of 32 only
-    size = images.parse_size(arguments.size or "224x224") if arguments.timm or arguments.size else None
+    # timm's networks classify
+    _, official = network.DEFAULTS["classification" if arguments.timm else arguments.task]
+    size = images.parse_size(arguments.size) if arguments.size else official
     image = images.load(arguments.image, size).to(device)
     for path in (arguments.json, arguments.plot):
         _check_writable(path)
@@ -53,8 +54,9 @@ def run(arguments: argparse.Namespace) -> int:
     shown.print(report.table(case, EAGER))
     for line in report.notes(case):
         shown.print(line)
-    if arguments.checkpoint is None and arguments.task == "segmentation" and arguments.timm is None:
-        shown.print("random weights: the agreement is that of the computations, the classes mean nothing")
+    if arguments.checkpoint is None:
+        shown.print("random weights, with which outputs vary from pixel to pixel: the agreement is that of the "
+                    "computations, the outputs mean nothing")  # fmt: skip
     ran_on = report.Report([case])
     shown.print(f"measured on: {machine.summary(ran_on.machine)}")
     if arguments.json is not None:
@@ -68,7 +70,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _setup(arguments: argparse.Namespace) -> tuple[network.Setup | drop_in.Setup, torch.device]:
     try:
-        model, _ = configs.find(arguments.model)
+        model, _ = configs.find(arguments.model or network.DEFAULTS[arguments.task][0])
     except ValueError as error:
         raise BadInput(str(error)) from None
     check_least(arguments, "batch", "threads")
@@ -83,10 +85,10 @@ def _setup(arguments: argparse.Namespace) -> tuple[network.Setup | drop_in.Setup
     if arguments.timm is not None:
         if arguments.checkpoint is not None:
             raise BadInput("checkpoint: --timm measures random weights only")
-        contenders = [EAGER, CHANNELS_LAST, *compiled, FAST]
+        contenders = [EAGER, CHANNELS_LAST, *compiled, FAST, OPTIMIZED]
         setup = drop_in.Setup(arguments.timm, dtype, arguments.batch, contenders)
     else:
-        contenders = [EAGER, CHANNELS_LAST, *compiled, *([FAST_COMPILED] if compiled else []), FAST]
+        contenders = [EAGER, CHANNELS_LAST, *compiled, *([FAST_COMPILED] if compiled else []), FAST, OPTIMIZED]
         setup = network.Setup(model, arguments.task, dtype, arguments.batch, arguments.checkpoint, contenders)
     return setup, find_device(arguments.device)
 

@@ -1,4 +1,4 @@
-"""Compare every backend that can run here with float64, operator and networks; exit code 1 where one is off."""
+"""Compare every backend that can run here, and optimize, with float64; exit code 1 where one is off."""
 
 import argparse
 import copy
@@ -16,11 +16,19 @@ from hrnet_fast import backends, create_model
 from hrnet_fast.bench import oracle, report
 from hrnet_fast.bench.harness import worst_error
 from hrnet_fast.bench.operator_cases import MODES, SHAPES, calls
-from hrnet_fast.models import randomize
+from hrnet_fast.bench.variation import LEAST_VARIATION, variation
+from hrnet_fast.engine import optimize
+from hrnet_fast.models import TASKS, official_interpolation, randomize
 from hrnet_fast.tolerances import MODEL, OPERATOR, relative_error
 
 MODELS = ("hrnet_w18_small_v1", "hrnet_w18")
 MODEL_SIZE = (97, 129)  # not a multiple of 32, odd both ways
+OPTIMIZED_MODEL, OPTIMIZED_TASKS = "hrnet_w18_small_v1", TASKS
+OPTIMIZED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+# Images (N, height, width), by the upsampling of the exchange units. Bilinear: on fewer pixels OCR's attention amplifies
+# rounding so much that plain PyTorch in bfloat16 comes near the tolerance itself. Nearest takes sizes whose quarter,
+# rounded up, is a multiple of 8: 61x94 becomes 16x24.
+OPTIMIZED_IMAGES = {"bilinear": ((1, 128, 192), (1, 131, 197)), "nearest": ((2, 64, 96), (2, 61, 94))}
 _NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float64: "float64"}
 
 
@@ -57,18 +65,23 @@ def run(arguments: argparse.Namespace) -> int:
     lines: list[Line] = []
     devices = ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"]
     runnable = [name for name, module in backends.TABLE.items() if module.why_not(None) is None]
+    reasons: dict[str, None] = {}  # an ordered set
     with Progress(console=Console(stderr=True), transient=True) as progress:
-        total = len(devices) * (len(OPERATOR) * len(SHAPES) * len(MODES) * 2 + len(MODELS))
+        total = len(devices) * (len(OPERATOR) * len(SHAPES) * len(MODES) * 2 + len(MODELS) + len(OPTIMIZED_TASKS))
         task = progress.add_task("comparing with float64", total=total)
         for device in devices:
             for _ in _operator(lines, runnable, device):
                 progress.advance(task)
             for _ in _models(lines, runnable, device):
                 progress.advance(task)
+            for _ in _optimized(lines, reasons, device):
+                progress.advance(task)
     console.print(_table(lines))
     for name, module in backends.TABLE.items():
         if name not in runnable:
             console.print(f"backend {name} cannot run here: {module.why_not(None)}")
+    for reason in reasons:
+        console.print(reason)
     misses = [miss for line in lines for miss in line.misses]
     for miss in misses:
         console.print(f"[red]off[/red]: {miss}")
@@ -121,6 +134,31 @@ def _fast_forms(line: Line, fast, image, dtype, expected) -> None:
         network = copy.deepcopy(fast).to(dtype=dtype, memory_format=layout)
         name = f"fast form, {'channels_last' if layout == torch.channels_last else 'contiguous'}"
         line.add(name, worst_error(network(image.to(dtype).contiguous(memory_format=layout)), expected))
+
+
+def _optimized(lines: list[Line], reasons: dict[str, None], device: str) -> Iterator[None]:
+    """A small network of every task under ``optimize``, every tensor of its outputs."""
+    for task in OPTIMIZED_TASKS:
+        plain = randomize(create_model(OPTIMIZED_MODEL, task=task, fast=False).eval(), 0).to(device)
+        for dtype in OPTIMIZED_DTYPES:
+            rounded = copy.deepcopy(plain).to(dtype).float()  # float32 weights that dtype holds: float64 has the same
+            exact, optimized = copy.deepcopy(rounded).double(), None
+            for n, *size in OPTIMIZED_IMAGES[official_interpolation(task)[0]]:
+                image = torch.randn(n, 3, *size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+                if optimized is None:
+                    optimized = optimize(rounded, image, dtype=dtype)
+                    line = Line(f"{OPTIMIZED_MODEL} {task}", f"optimize, {optimized.engine}, on {device}", dtype,
+                                MODEL[dtype])  # fmt: skip
+                with torch.inference_mode():
+                    expected = exact(image.double())
+                    # outputs that hardly vary agree whatever computed them
+                    varies = (variation(expected) or 0.0) >= LEAST_VARIATION
+                    error = worst_error(optimized(image), expected) if varies else float("inf")
+                line.add(f"{size[0]}x{size[1]}" + ("" if varies else ", outputs almost constant"), error)
+            if optimized.reason is not None:
+                reasons[f"optimize runs engine {optimized.engine!r} on {device}: {optimized.reason}"] = None
+            lines.append(line)
+        yield
 
 
 def _probe(dtype: torch.dtype, device: str):

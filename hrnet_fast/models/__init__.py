@@ -23,6 +23,7 @@ from hrnet_fast.models.pose import PoseHRNet
 from hrnet_fast.models.segmentation import DenseHRNet, SegmentationHRNet
 
 __all__ = [
+    "TASKS",
     "Conversion",
     "Header",
     "LoadReport",
@@ -57,6 +58,7 @@ _TASKS = {
     "detection": _Task(DetectionHRNet, "nearest", False, 0.1, None, init.initialize_detection),
     "features": _Task(HRNet, "nearest", False, 0.1, None, init.initialize_classification),
 }
+TASKS = tuple(_TASKS)  #: what ``create_model`` takes as ``task``
 
 
 def create_model(
@@ -71,6 +73,10 @@ def create_model(
     checkpoint: str | PathLike | None = None,
 ) -> nn.Module:
     """An HRNet, initialized as in the official code of its task, or with the weights of a checkpoint.
+
+    Without a checkpoint do not compare outputs: of a fresh network they are almost the same for every image and pixel
+    (segmentation, OCR) or almost zero (pose), so that even a wrong computation seems to agree. Call
+    ``hrnet_fast.models.randomize`` first.
 
     Args:
         name: one of ``list_models()``, or timm's name.
