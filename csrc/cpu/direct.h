@@ -180,35 +180,37 @@ class Direct {
           }
         }
       }
-    for (int o = 0; o < kChannelBlock; ++o) {
-      const int64_t channel = block * kChannelBlock + o;
-      if (channel >= q_.c_out) break;
-      const V bias = V::set1(q_.bias[channel]);
-      for (int b = 0; b < B; ++b) {
-        const V out = sum[o][b] + bias;
-        if (cover.joined) {
-          const int64_t begin = (first + b) * L;
-          for (int64_t row = begin / pitch_; row < rows_ && row * pitch_ < begin + L; ++row)
-            store(channel, row, begin - row * pitch_, out);
-        } else {
-          store(channel, (first + b) / cover.across, (first + b) % cover.across * L, out);
-        }
+    alignas(64) float sums[B][kChannelBlock * L];  // in memory only now: what takes their address must not see registers
+    for (int b = 0; b < B; ++b)
+      for (int o = 0; o < kChannelBlock; ++o) sum[o][b].store(sums[b] + o * L);
+    for (int b = 0; b < B; ++b) {
+      if (cover.joined) {
+        const int64_t begin = (first + b) * L;
+        for (int64_t row = begin / pitch_; row < rows_ && row * pitch_ < begin + L; ++row)
+          store(block, row, begin - row * pitch_, sums[b]);
+      } else {
+        store(block, (first + b) / cover.across, (first + b) % cover.across * L, sums[b]);
       }
     }
   }
 
-  // Lane l of `out` is column x + l of a row of the task; lanes outside of it are for others.
-  void store(int64_t channel, int64_t row, int64_t x, V out) const {
+  // Lane l of a channel's sums is column x + l of a row of the task; lanes outside of it are for others.
+  void store(int64_t block, int64_t row, int64_t x, const float* sums) const {
     const auto mask = Q::mask(-x, columns_ - x);
-    const int64_t at = (channel * q_.h_out + y0_ + row) * q_.w_out + x0_ + x;
+    const int64_t plane = q_.h_out * q_.w_out, channel = block * kChannelBlock;
+    const int64_t at = channel * plane + (y0_ + row) * q_.w_out + x0_ + x;
     with_type(q_.output.dtype, [&](auto* type) {
       using T = decltype(type);
-      V y = out;
-      if (q_.residual.data)
-        y = y +
-            Q::load(static_cast<T>(const_cast<void*>(q_.residual.data)) + image_ * q_.residual.image_stride + at, mask);
-      if (channel >= q_.relu_from) y = y.relu();
-      Q::store(static_cast<T>(const_cast<void*>(q_.output.data)) + image_ * q_.output.image_stride + at, mask, y);
+      T to = static_cast<T>(const_cast<void*>(q_.output.data)) + image_ * q_.output.image_stride + at;
+      T residual = static_cast<T>(const_cast<void*>(q_.residual.data));
+      if (residual != nullptr) residual += image_ * q_.residual.image_stride + at;
+      for (int o = 0; o < kChannelBlock; ++o) {
+        if (channel + o >= q_.c_out) break;
+        V y = V::load(sums + o * L) + V::set1(q_.bias[channel + o]);
+        if (residual != nullptr) y = y + Q::load(residual + o * plane, mask);
+        if (channel + o >= q_.relu_from) y = y.relu();
+        Q::store(to + o * plane, mask, y);
+      }
     });
   }
 };

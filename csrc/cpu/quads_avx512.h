@@ -39,7 +39,7 @@ struct QuadsAvx512 {
     return {mask(1 - x, w + 1 - x), mask(0, w - 3 - x), mask(0, w - x < kWidth ? w - x : kWidth)};
   }
   template <int M>
-  static constexpr bool all_columns(int64_t, int64_t) {  // masks cost nothing
+  static constexpr bool all_columns(int64_t, int64_t) {
     return true;
   }
   // to[k]: column k of the tiles, of the row that lies `offset` elements after where they begin.

@@ -93,7 +93,8 @@ class Winograd {
   };
   struct Places {
     Place at[kPlaces];
-    bool inner;  // all rows that they read are inside of the image
+    bool inner;  // all that they read is inside of the image, but for columns that masks leave out for nothing
+    bool whole;  // all tiles are inside of the image
   };
   const Convolution& q_;
   const int64_t plane_, depth_;
@@ -102,7 +103,7 @@ class Winograd {
 
   void place(int64_t vector, Places& to) const {
     const int64_t across = ceil_div(q_.w, kWidth), down = ceil_div(q_.h, M);
-    to.inner = true;
+    to.inner = to.whole = true;
     for (int i = 0; i < kPlaces; ++i) {
       const int64_t place = vector * kPlaces + i, row = place / across, n = row / down;
       const int64_t y = row % down * M, x = place % across * kWidth, at = y * q_.w + x;
@@ -114,6 +115,7 @@ class Winograd {
       t.residual = n * q_.residual.image_stride + at;
       t.columns = Q::template columns<M>(x, q_.w);
       to.inner = to.inner && n < q_.n && y > 0 && y + M < q_.h && Q::template all_columns<M>(x, q_.w);
+      to.whole = to.whole && t.rows == M && x + kWidth <= q_.w;
     }
   }
 
