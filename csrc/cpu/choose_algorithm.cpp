@@ -19,7 +19,8 @@ Algorithm cheapest(const ConvolutionCosts& costs, int64_t n, int64_t c_out, int6
     const double registers = static_cast<double>(ceil_div(places * costs.side, costs.lanes));
     return registers * (points * products + transforms * channels) + points * products * costs.reading;
   };
-  const double pixels = static_cast<double>(n * std::min(h * ceil_div(w, costs.lanes), ceil_div(h * (w + 2), costs.lanes)));
+  const int64_t by_row = h * ceil_div(w, costs.lanes), joined = ceil_div(h * (w + 2), costs.lanes);
+  const double pixels = static_cast<double>(n * std::min(by_row, joined));
   const double of4 = winograd(4, costs.transforms4), of2 = winograd(2, costs.transforms2);
   const double direct = 9 * products * (pixels * costs.direct_product + costs.reading);
   if (of4 <= of2 && of4 <= direct) return pairs ? Algorithm::kWinograd4Pairs : Algorithm::kWinograd4;

@@ -97,12 +97,13 @@ const Level levels[] = {
                           // best first
 #if defined(__x86_64__)
     {"amx", exchange_amx, backward_avx512, convolve_avx512_bf16, costs_avx512, norm_avx512, argmax_avx512, has_amx},
-    {"avx512_bf16", exchange_avx512_bf16, backward_avx512, convolve_avx512_bf16, costs_avx512, norm_avx512, argmax_avx512,
-     has_avx512_bf16},
+    {"avx512_bf16", exchange_avx512_bf16, backward_avx512, convolve_avx512_bf16, costs_avx512, norm_avx512,
+     argmax_avx512, has_avx512_bf16},
     {"avx512", exchange_avx512, backward_avx512, convolve_avx512, costs_avx512, norm_avx512, argmax_avx512, has_avx512},
     {"avx2", exchange_avx2, backward_avx2, convolve_avx2, costs_avx2, norm_avx2, argmax_avx2, has_avx2},
 #endif
-    {"portable", exchange_portable, backward_portable, nullptr, nullptr, norm_portable, argmax_portable, [] { return true; }},
+    {"portable", exchange_portable, backward_portable, nullptr, nullptr, norm_portable, argmax_portable,
+     [] { return true; }},
 };
 
 const Level& level() {
@@ -131,7 +132,8 @@ void run_exchange(const Problem& problem) { level().run(problem); }
 void run_backward(const BackwardProblem& problem) { level().backward(problem); }
 
 const char* why_not_convolve() {
-  return level().convolve == nullptr ? "planned convolutions need AVX2 with FMA and F16C, or AVX-512 (F, BW, DQ, VL)" : nullptr;
+  if (level().convolve != nullptr) return nullptr;
+  return "planned convolutions need AVX2 with FMA and F16C, or AVX-512 (F, BW, DQ, VL)";
 }
 
 bool multiplies_pairs() { return level().convolve == convolve_avx512_bf16; }

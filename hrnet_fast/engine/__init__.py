@@ -38,7 +38,7 @@ def optimize(
     """An HRNet for inference only: the same outputs, as fast as this machine allows. ``model`` is left as it is.
 
     Takes every HRNet that ``patch`` takes: those of ``create_model``, of timm, of OpenMMLab and of the official
-    repositories, patched or not. On CPUs with AVX-512 the network is recorded once for each shape of its input, its
+    repositories, patched or not. On CPUs with AVX2 or AVX-512 the network is recorded once for each shape of its input, its
     operators are fused (BatchNorm, ReLU and residual sums into convolutions; exchange units and heads into sums with
     upsampling; strided convolutions of one stream into one), its memory is planned, and C++ kernels run it. Elsewhere
     torch runs a patched copy; on GPUs under CUDA graphs. In half precision both are timed where the kernels lack
