@@ -1,4 +1,4 @@
-// What planned networks need of one instruction set. Included inside its namespace, after exchange_impl.h and the
+// What planned networks need of one instruction set. Included inside its namespace, after exchange_impl.h and its
 // tiles.
 #include "convolve_common.h"
 #include "winograd.h"

@@ -180,7 +180,8 @@ class Direct {
           }
         }
       }
-    alignas(64) float sums[B][kChannelBlock * L];  // in memory only now: what takes their address must not see registers
+    // Only now in memory: GCC keeps no array in registers that somebody takes the address of.
+    alignas(64) float sums[B][kChannelBlock * L];
     for (int b = 0; b < B; ++b)
       for (int o = 0; o < kChannelBlock; ++o) sum[o][b].store(sums[b] + o * L);
     for (int b = 0; b < B; ++b) {

@@ -10,7 +10,8 @@ struct QuadsAvx2 {
   static constexpr int kWide = 2;  // 6 x 2 sums, 2 operands, 1 factor: 15 of 16 registers
   static constexpr int kMost = 8;  // registers of tiles in a block
   static constexpr int64_t kBlockBytes = 260 << 10, kPanelBytes = 200 << 10, kProductBytes = 96 << 10;
-  // Fitted to 14 shapes from 18 channels at 128x128 to 256 at 8x6, one core of a Zen 3; weights from memory to three.
+  // Estimated from 14 shapes, 18 channels at 128x128 to 256 at 8x6, on one busy core of a Zen 3. Reading is that of
+  // AVX-512: with weights out of the caches 0.25 to 0.5 were seen.
   static constexpr ConvolutionCosts kCosts = {L, kSide, 0.6, 270, 690, 0.9};
 
   struct Mask {  // lanes first .. last - 1

@@ -132,8 +132,8 @@ void run_exchange(const Problem& problem) { level().run(problem); }
 void run_backward(const BackwardProblem& problem) { level().backward(problem); }
 
 const char* why_not_convolve() {
-  return level().convolve == nullptr ? "planned convolutions need AVX2 with FMA and F16C, or AVX-512 (F, BW, DQ, VL)"
-                                     : nullptr;
+  if (level().convolve != nullptr) return nullptr;
+  return "planned convolutions need AVX2 with FMA and F16C, or AVX-512 (F, BW, DQ, VL)";
 }
 
 bool multiplies_pairs() { return level().convolve == convolve_avx512_bf16; }

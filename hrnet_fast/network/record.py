@@ -72,6 +72,7 @@ def record(model: nn.Module, args: tuple, kwargs: dict | None = None, *, constan
                     graphs = [_one_call(model, recorder, twins, args, kwargs or {}) for _ in range(calls)]
                 except Exception as error:  # Refused; of fake tensors, of functionalization, or the model's own
                     reason, raised = _reason(model, error), not isinstance(error, Refused)
+                    _clear_frames(error)
                 twins = None
         except Refused as refused:
             reason = reason or str(refused)
@@ -94,6 +95,16 @@ def _reason(model: nn.Module, error: Exception) -> str:
         return f"{at}{error.func} gives numbers or shapes that depend on the pixels"
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return at + (lines[0] if isinstance(error, Refused) else f"it raises while it is recorded ({lines[0]})")
+
+
+def _clear_frames(error: Exception) -> None:
+    """Lets go of the tensors in the frames of a traceback, which keep each other alive."""
+    trace = error.__traceback__
+    while trace is not None:
+        with contextlib.suppress(RuntimeError):  # a frame that still runs
+            trace.tb_frame.clear()
+            trace.tb_frame.f_locals  # noqa: B018: looked at once more, the dictionary is brought up to date
+        trace = trace.tb_next
 
 
 def _one_call(model: nn.Module, recorder: "_Recorder", twins: list, args: tuple, kwargs: dict) -> Graph:
