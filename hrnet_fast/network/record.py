@@ -103,7 +103,7 @@ def _clear_frames(error: Exception) -> None:
     while trace is not None:
         with contextlib.suppress(RuntimeError):  # a frame that still runs
             trace.tb_frame.clear()
-            trace.tb_frame.f_locals  # noqa: B018: looked at once more, the dictionary is brought up to date
+            _ = trace.tb_frame.f_locals  # a dictionary that is brought up to date when it is looked at
         trace = trace.tb_next
 
 
