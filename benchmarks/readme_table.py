@@ -1,7 +1,7 @@
 """Writes the tables of results in README.md and docs/, and the plot, from the files in benchmarks/results/.
 
-``python -m benchmarks.readme_table`` writes, ``--check`` exits with 1 where a page says something else. No figure is typed
-by hand. A table stands on whatever page has its two markers.
+``python -m benchmarks.readme_table`` writes, ``--check`` exits with 1 where a page says something else. No figure is
+typed by hand. A table stands on whatever page has its two markers.
 """
 
 import argparse
@@ -21,9 +21,14 @@ GPU_MARKERS = "<!-- gpu:begin -->", "<!-- gpu:end -->"
 PAGES = ("README.md", "docs/benchmarks.md", "docs/rivals.md")
 NETWORKS = tuple(  # README's first table, in this order, where it was measured
     f"engines-{network}-{dtype}"
-    for network in ("w48-segmentation-512x512", "w18-segmentation-512x512", "w18-classification-224x224", "w32-pose-256x192")
+    for network in (
+        "w48-segmentation-512x512",
+        "w18-segmentation-512x512",
+        "w18-classification-224x224",
+        "w32-pose-256x192",
+    )
     for dtype in ("float32", "bfloat16")
-)  # fmt: skip
+)
 ROWS = (  # the forms of this package, in this order, where they were measured
     "model-w48-512x512-float32", "model-w48-512x512-bfloat16", "model-w18-512x512-float32",
     "model-w18-512x512-bfloat16", "head-w48-128x128-float32", "head-w48-128x128-bfloat16",

@@ -394,7 +394,8 @@ def test_table_of_the_forms_has_optimize_where_it_was_measured():
     name = readme_table.ROWS[0]
     stored = _stored(name)
     assert contenders.OPTIMIZED not in readme_table.table({name: stored})
-    made = [Result(contenders.CHANNELS_LAST, 1e-7, 1e-4, [0.6] * 3, 1), Result(contenders.FAST, 1e-7, 1e-4, [0.4] * 3, 1),
+    made = [Result(contenders.CHANNELS_LAST, 1e-7, 1e-4, [0.6] * 3, 1),
+            Result(contenders.FAST, 1e-7, 1e-4, [0.4] * 3, 1),
             Result(contenders.OPTIMIZED, 1e-7, 1e-4, [0.2] * 3, 1)]  # fmt: skip
     stored.cases[0].entries = report.entries(made)
     assert _row_of(readme_table.table({name: stored}), name) == ["600 ms", "-", "400 ms", "200 ms", "3.00x", "-"]

@@ -47,7 +47,7 @@ class Setup:
 def prepare(setup: Setup, image: Tensor, plain: nn.Module | None = None) -> Prepared:
     """The contenders of a network on an image [1, 3, H, W] float32, and the float64 reference.
 
-    The reference is a tensor or a list of tensors, as the network's outputs are; contenders are compared tensor by tensor.
+    The reference is a tensor or a list of tensors, as the network's outputs are; every tensor is compared.
     """
     plain = create(setup, image) if plain is None else plain
     with torch.inference_mode():

@@ -183,8 +183,10 @@ def notes(case: Case) -> list[str]:
     if case.shares:
         parts = ", ".join(f"{name} {100 * value:.0f} %" for name, value in case.shares.items())
         lines.append(f"share of eager channels_last's time: {parts}")
-    lines += [f"{entry.name}: engine {entry.engine!r}" + (f", because {entry.engine_reason}" if entry.engine_reason else "")
-              for entry in case.entries if entry.engine is not None]  # fmt: skip
+    for entry in case.entries:
+        if entry.engine is not None:
+            because = f", because {entry.engine_reason}" if entry.engine_reason else ""
+            lines.append(f"{entry.name}: engine {entry.engine!r}{because}")
     if case.variation is not None and case.variation < LEAST_VARIATION:
         lines.append(f"the outputs vary by {100 * case.variation:.2g} % over the image only: almost constant, so that "
                      "even a wrong computation would seem to agree")  # fmt: skip
