@@ -65,11 +65,11 @@ def upsampled(image, c, y, x, row_step, column_step, h, w, C: tl.constexpr, MODE
     if MODE == 0:
         value = tap(image, c, y0, x0, h, w, C, CHANNELS_LAST, WIDE)
     else:
-        upper = (1 - u) * tap(image, c, y0, x0, h, w, C, CHANNELS_LAST, WIDE)
-        upper += u * tap(image, c, y0, x1, h, w, C, CHANNELS_LAST, WIDE)
-        lower = (1 - u) * tap(image, c, y1, x0, h, w, C, CHANNELS_LAST, WIDE)
-        lower += u * tap(image, c, y1, x1, h, w, C, CHANNELS_LAST, WIDE)
-        value = (1 - v) * upper + v * lower
+        # one weight a tap: interpolating along x and then y keeps more values alive, which sm_100 has no registers for
+        value = (1 - v) * (1 - u) * tap(image, c, y0, x0, h, w, C, CHANNELS_LAST, WIDE)
+        value += (1 - v) * u * tap(image, c, y0, x1, h, w, C, CHANNELS_LAST, WIDE)
+        value += v * (1 - u) * tap(image, c, y1, x0, h, w, C, CHANNELS_LAST, WIDE)
+        value += v * u * tap(image, c, y1, x1, h, w, C, CHANNELS_LAST, WIDE)
     return value
 
 

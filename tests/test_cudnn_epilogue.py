@@ -5,7 +5,8 @@ import collections
 import pytest
 import torch
 import torch.nn.functional as F
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from fake_gpu import made_up_gpu
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hrnet_fast as hf
@@ -125,7 +126,7 @@ class Launches(TorchDispatchMode):
 
 def launches(monkeypatch, unit, epilogue, dtype=torch.float16):
     """The launches of an evaluation of a stage-4 unit on a made-up GPU."""
-    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    mode = made_up_gpu(allow_non_fake_inputs=True)
     extra = collections.Counter()
 
     def relu(x, weight, bias, stride, padding, dilation, groups):
@@ -146,8 +147,8 @@ def launches(monkeypatch, unit, epilogue, dtype=torch.float16):
     monkeypatch.setattr(convolution, "Tensor", FakeTensor)  # the plain tensors of this test
     monkeypatch.setenv(cudnn_epilogue.VARIABLE, "1" if epilogue else "0")
     with mode, torch.no_grad():
-        unit = unit.to("cuda", dtype, memory_format=torch.channels_last).eval()
-        streams = [torch.empty(1, 18 << k, 64 >> k, 96 >> k, dtype=dtype, device="cuda").contiguous(
+        unit = unit.to("cuda:0", dtype, memory_format=torch.channels_last).eval()
+        streams = [torch.empty(1, 18 << k, 64 >> k, 96 >> k, dtype=dtype, device="cuda:0").contiguous(
             memory_format=torch.channels_last) for k in range(4)]  # fmt: skip
         if isinstance(unit, hf.ExchangeUnit):  # fake tensors look new at every call
             plan = current_plan(unit, unit._folds)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from fake_gpu import made_up_gpu
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hrnet_fast as hf
@@ -64,7 +64,7 @@ def tensors(dtype=torch.float16, device="cuda:0", weight=True):
 
 def exchange(**arguments):
     backend = arguments.pop("backend", "auto")
-    with FakeTensorMode():
+    with made_up_gpu():
         y = hf.exchange(*tensors(**arguments), backend=backend)
     assert y.shape == (1, 8, 16, 16) and y.is_cuda
 
@@ -293,7 +293,7 @@ def test_a_group_that_fails_together_is_served_one_by_one(machine, served, monke
         raise cuda.failures.remember(calls[0].inputs[0].device, "the kernel failed to launch")
 
     monkeypatch.setattr(cuda, "run_together", together)
-    with FakeTensorMode():
+    with made_up_gpu():
         rows = [(*tensors(), None, (16, 16)) for _ in range(2)]
         found = exchange_group(rows)
     assert [y.shape for y in found] == [(1, 8, 16, 16)] * 2
@@ -309,7 +309,7 @@ def test_the_backward_goes_on_to_the_next(machine, monkeypatch):
 
     monkeypatch.setattr(cuda, "backward", fail)
     monkeypatch.setattr(triton, "backward", compute)
-    with FakeTensorMode():
+    with made_up_gpu():
         grad = torch.empty(1, 4, 8, 8, device="cuda:0")
         assert backends._backward_on_gpu(grad, None, [4, 4], "bilinear", False, False) == ["by triton"]
         assert "failed to launch" in cuda.why_not_backward(grad)
@@ -328,7 +328,7 @@ def test_float32_products_on_gpus_are_no_convolutions(machine, layout):
             return function(*args, **(kwargs or {}))
 
     names = []
-    with FakeTensorMode(), Operators():
+    with made_up_gpu(), Operators():
         x = [torch.empty(2, c, n, n, device="cuda:0").contiguous(memory_format=layout) for c, n in ((8, 16), (12, 8))]
         weight, projection = torch.empty(8, 12, device="cuda:0"), torch.empty(5, 8, device="cuda:0")
         call = _validate(x, [None, weight], None, None, "bilinear", False, "relu", (projection, projection[:, 0]))
