@@ -336,8 +336,8 @@ def test_an_optimize_that_fails_does_not_end_the_others(monkeypatch):
 
 
 def test_notes_say_which_engine_it_was_and_why():
-    entry = report.Entry(contenders.OPTIMIZED, 0.0, True, engine="modules", engine_reason="a reason to be read")
-    assert "hrnet_fast.optimize: engine 'modules', because a reason to be read" in report.notes(
+    entry = report.Entry(contenders.OPTIMIZED, 0.0, True, engine="torch", engine_reason="a reason to be read")
+    assert "hrnet_fast.optimize: engine 'torch', because a reason to be read" in report.notes(
         report.Case("c", "d", "float32", 1.0, [entry])
     )
 

@@ -69,7 +69,7 @@ def test_verify_compares_optimize_of_every_task(task, monkeypatch):
     (line,) = lines
     assert line.cases == 2
     assert line.misses == []
-    assert ("modules" in line.backend) == bool(reasons)
+    assert ("torch" in line.backend) == bool(reasons)
 
 
 def test_verify_sees_a_wrong_optimize_and_constant_outputs(monkeypatch):
@@ -124,7 +124,7 @@ def test_bench_writes_results_and_plot(capsys, tmp_path, small_image, task):
     ]
     assert all(entry["agrees"] and entry["peak_memory_bytes"] > 0 for entry in case["entries"])
     optimized = case["entries"][-1]
-    assert optimized["engine"] in ("planned", "modules")
+    assert optimized["engine"] in ("planned", "torch")
     assert (optimized["engine"] == "planned") == (optimized["engine_reason"] is None)
     assert optimized["speedup_over"]["eager"]["median"] > 0
     assert ("same class" in out) == task.startswith("segmentation")

@@ -43,7 +43,7 @@ def test_bench(capsys, tmp_path):
         "hrnet_fast",
         "hrnet_fast.optimize",
     ]
-    assert case["entries"][-1]["engine"] in ("planned", "modules")
+    assert case["entries"][-1]["engine"] in ("planned", "torch")
     assert all(entry["agrees"] and entry["seconds"]["median"] > 0 for entry in case["entries"])
     assert case["batch"] == 2
 

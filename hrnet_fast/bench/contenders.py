@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from hrnet_fast.bench import report
-from hrnet_fast.engine import OptimizedModel, optimize
+from hrnet_fast.runtime import OptimizedModel, optimize
 
 EAGER, CHANNELS_LAST, FOLDED = "eager", "eager channels_last", "eager folded"
 COMPILED, FAST, FAST_COMPILED = "torch.compile", "hrnet_fast", "hrnet_fast + torch.compile"

@@ -17,8 +17,8 @@ from hrnet_fast.bench import oracle, report
 from hrnet_fast.bench.harness import worst_error
 from hrnet_fast.bench.operator_cases import MODES, SHAPES, calls
 from hrnet_fast.bench.variation import LEAST_VARIATION, variation
-from hrnet_fast.engine import optimize
 from hrnet_fast.models import TASKS, official_interpolation, randomize
+from hrnet_fast.runtime import optimize
 from hrnet_fast.tolerances import MODEL, OPERATOR, relative_error
 
 MODELS = ("hrnet_w18_small_v1", "hrnet_w18")
