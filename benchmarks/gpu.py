@@ -2,7 +2,9 @@
 
 Each part ends by itself within --limit seconds. A result file is written again after every case: what was measured is
 there when a run is cut short, and the next run of the part, at the same commit on the same GPU, measures only what is
-missing. Cases with goals come first.
+missing. Cases with goals come first; a case for which time ran out waits behind all that nobody has measured yet.
+
+Nothing is needed but torch, and pytest for the part "test"; the part "rivals" needs what its networks need.
 """
 
 import argparse
@@ -15,11 +17,8 @@ import sys
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from benchmarks import gpu_cases, gpu_measure
-from benchmarks import rivals as benchmarks_rivals
 from benchmarks.gpu_cases import FAST, GpuCase
 from benchmarks.gpu_goals import goals_first, outcomes, share_of_copy, speedup
 from hrnet_fast import library
@@ -30,7 +29,7 @@ LIMIT = 500.0  # seconds of a part, which has to end within 9 minutes
 SLACK = 40.0  # seconds more before it is ended from outside: it starts, and ends what it is at
 
 
-def measure(part: str, results: Path, device: str, chosen: list[str], limit: float, console: Console) -> None:
+def measure(part: str, results: Path, device: str, chosen: list[str], limit: float) -> None:
     """The cases of a part that are missing in ``results/<part>.json``, as far as time allows."""
     clock = gpu_measure.Clock(limit)
     results.mkdir(parents=True, exist_ok=True)
@@ -39,18 +38,24 @@ def measure(part: str, results: Path, device: str, chosen: list[str], limit: flo
              "cudnn_benchmark": torch.backends.cudnn.benchmark, **gpu_measure.rates(device)}  # fmt: skip
     done = kept(path, about["machine"])
     cases = [case for case in goals_first(gpu_cases.cases(part)) if not chosen or _is_chosen(case, chosen)]
-    for case in cases:
-        if case.name in done and not is_open(done[case.name]):
-            continue
+    for case in in_turn(cases, done):
         if clock.left < 10:
-            console.print(f"{part}: the time is up; run the part again for the other cases")
+            print(f"{part}: the time is up; run the part again for the other cases")
             break
         record = gpu_measure.measure(case, device, clock)
         record["copy_bytes_per_second"] = about["copy_bytes_per_second"]
         record["goals"] = outcomes(record, record["copy_bytes_per_second"])
-        done[case.name] = record
+        before = done.pop(case.name, record)  # the one that was tried last is the last in the file
+        done[case.name] = min(record, before, key=cut_short)
         path.write_text(json.dumps({**about, "cases": list(done.values())}, indent=1) + "\n")
-        console.print(table(record), *map(verdict, record["goals"]), sep="\n")
+        print(table(record), *map(verdict, record["goals"]), sep="\n", flush=True)
+
+
+def in_turn(cases: list[GpuCase], done: dict[str, dict]) -> list[GpuCase]:
+    """What is left to measure: first what nobody has, then what was cut short, that which was tried last at the end."""
+    by_name = {case.name: case for case in cases}
+    again = [by_name[name] for name, record in done.items() if name in by_name and is_open(record)]
+    return [case for case in cases if case.name not in done] + again
 
 
 def kept(path: Path, now: dict) -> dict[str, dict]:
@@ -65,7 +70,12 @@ def kept(path: Path, now: dict) -> dict[str, dict]:
 
 def is_open(record: dict) -> bool:
     """Whether time ran out for one of the contenders of a stored case."""
-    return any((entry["failure"] or "").startswith("not timed") for entry in record["contenders"].values())
+    return cut_short(record) > 0
+
+
+def cut_short(record: dict) -> int:
+    """For how many contenders of a case time ran out."""
+    return sum((entry["failure"] or "").startswith("not timed") for entry in record["contenders"].values())
 
 
 def _is_chosen(case: GpuCase, chosen: list[str]) -> bool:
@@ -73,31 +83,31 @@ def _is_chosen(case: GpuCase, chosen: list[str]) -> bool:
                for name in chosen)  # fmt: skip
 
 
-def table(record: dict) -> Table:
+def table(record: dict) -> str:
     """One case: microseconds, error, how many times as fast hrnet_fast is, share of the copy bandwidth."""
-    found = Table(title=record["name"], title_justify="left")
-    for column in ("contender", "us", "error", f"{FAST} is faster by", "of copy bandwidth", ""):
-        found.add_column(column)
+    rows = [("contender", "us", "error", f"{FAST} is faster by", "of copy bandwidth", "")]
     for name, entry in record["contenders"].items():
         seconds = statistics.median(entry["seconds"]) if entry["seconds"] else None
         share = share_of_copy(record, record["copy_bytes_per_second"], name)
         ratio = speedup(record, name)
-        found.add_row(
+        rows.append((
             name,
             f"{seconds * 1e6:.1f}" if seconds else "",
             "" if entry["error"] is None else f"{entry['error']:.1e}",
             f"{ratio:.2f}x" if ratio and name != FAST else "",
             f"{share:.0%}" if share else "",
             entry["failure"] or "",
-        )
-    return found
+        ))  # fmt: skip
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
+    return "\n  ".join([record["name"], *lines])
 
 
 def verdict(outcome: dict) -> str:
     """A goal in one line: reached, missed or not measured."""
     if outcome["measured"] is None:
         return f"goal over {outcome['over']}: {outcome['goal']:g}, not measured"
-    word = "[green]reached[/green]" if outcome["reached"] else "[red]missed[/red]"
+    word = "reached" if outcome["reached"] else "missed"
     return f"goal over {outcome['over']}: {outcome['goal']:g}, measured {outcome['measured']:.2f}: {word}"
 
 
@@ -148,10 +158,12 @@ RIVALS_SIZE = (1024, 2048)
 
 def rivals(results: Path, limit: float) -> int:
     """HRNet and the networks it was published against, in float16; without a GPU on the CPU, only to try this program."""
+    from benchmarks import rivals as networks  # and with it rich, which no other part needs
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     size = f"{RIVALS_SIZE[0]}x{RIVALS_SIZE[1]}"
     arguments = ["--device", device, "--size", size, "--dtype", "float16", "--budget", "60", "--results", str(results)]
-    return benchmarks_rivals.main(arguments)
+    return networks.main(arguments)
 
 
 def _run(command: list[str], limit: float, environment: dict | None = None) -> int:
@@ -191,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"== {part}", flush=True)
     if part in STEPS:
         return STEPS[part](given.results, given.limit)
-    measure(part, given.results, given.device, given.cases, given.limit, Console())
+    measure(part, given.results, given.device, given.cases, given.limit)
     return 0
 
 

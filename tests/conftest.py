@@ -2,16 +2,27 @@
 
 With HRNET_FAST_NO_SKIP=1, as in CI, a skipped test is a failed one, unless it is marked ``gpu`` and there is no GPU, or
 ``toolkit`` and there is no CUDA toolkit: what was skipped proves nothing.
+
+A machine lent for its GPU may have torch, triton, pytest, numpy and timm alone: a file that imports another package is
+skipped there, with that package as the reason, and all others run.
 """
 
 import importlib.util
 import os
+import re
 import runpy
 from pathlib import Path
 
 import pytest
-import torch
 
+WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+if WORKERS > 1:  # they share the cores, and so do the programs that they start
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
+import torch  # noqa: E402 - reads the variable at its import
+
+# what the package, its extras and its tests use besides torch, triton, pytest, numpy and timm: names of modules
+OPTIONAL = {"rich", "safetensors", "PIL", "matplotlib", "sklearn", "onnx", "onnxscript", "onnxruntime", "tritonclient",
+            "google"}  # fmt: skip
 NO_SKIP = os.environ.get("HRNET_FAST_NO_SKIP") == "1"
 TOOLKIT = runpy.run_path(str(Path(__file__).parents[1] / "csrc" / "cuda" / "toolkit.py"))
 # what this machine cannot be asked to have: marker -> why its tests are skipped here
@@ -54,7 +65,16 @@ def pytest_runtest_makereport(item, call):
 
 @pytest.hookimpl(wrapper=True)
 def pytest_make_collect_report(collector):
-    return _failed_if_skipped((yield))
+    return _failed_if_skipped(_skipped_if_missing((yield), collector))
+
+
+def _skipped_if_missing(report, collector):
+    found = (
+        re.search(r"ModuleNotFoundError: No module named '([^'.]+)", str(report.longrepr)) if report.failed else None
+    )
+    if found and found[1] in OPTIONAL:
+        report.outcome, report.longrepr = "skipped", (str(collector.path), 0, f"Skipped: {found[1]} is not installed")
+    return report
 
 
 def _failed_if_skipped(report):
