@@ -12,7 +12,7 @@ from patching_cases import FAMILIES
 from torch import nn
 
 import hrnet_fast as hf
-from hrnet_fast.runtime import optimize as runtime
+from hrnet_fast.runtime import optimized as runtime
 from hrnet_fast.runtime.cpu import planned
 from hrnet_fast.tolerances import MODEL, relative_error
 

@@ -139,7 +139,9 @@ class HRNet(nn.Module):
         return self._plain_stem(image) if plan is None else plan(image)
 
     def check_image(self, image: Tensor) -> None:
-        """Raise the ValueErrors of ``forward``."""
+        """Raise the TypeErrors and ValueErrors of ``forward``."""
+        if not isinstance(image, Tensor):
+            raise TypeError(f"image: expected a tensor [N, {self.in_chans}, H, W], got {type(image).__name__}")
         if torch.jit.is_tracing():  # sizes are tensors there
             return
         if image.dim() != 4 or image.shape[1] != self.in_chans:

@@ -1,5 +1,5 @@
 """Ways of running a recorded network, and ``optimize``, which picks one."""
 
-from hrnet_fast.runtime.optimize import Memory, OptimizedModel, Preparation, optimize
+from hrnet_fast.runtime.optimized import Memory, OptimizedModel, Preparation, optimize
 
 __all__ = ["Memory", "OptimizedModel", "Preparation", "optimize"]
