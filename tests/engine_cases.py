@@ -31,5 +31,5 @@ def why_not_planned():
     return planned.why_not(torch.float32, torch.device("cpu"))
 
 
-# on a machine without AVX2 there is nothing planned to test
-plannable = pytest.mark.skipif(why_not_planned() is not None, reason=str(why_not_planned()))
+# without the instructions there is nothing planned to test
+plannable = pytest.mark.planned

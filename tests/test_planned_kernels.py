@@ -14,16 +14,14 @@ from hrnet_fast.models import randomize
 from hrnet_fast.network.nodes import Constants, Value
 from hrnet_fast.network.passes import steps_of
 from hrnet_fast.network.record import record
-from hrnet_fast.runtime.cpu import planned, steps
+from hrnet_fast.runtime.cpu import steps
 from hrnet_fast.runtime.cpu.packed_weights import PackedWeights
 from hrnet_fast.runtime.cpu.program import Program
 from hrnet_fast.runtime.cpu.steps import DIRECT, PAIRS, WINOGRAD2, WINOGRAD4, Buffer, Convolution, Image, Lowered
 from hrnet_fast.tolerances import relative_error
 
-REASON = planned.why_not(torch.float32, torch.device("cpu"))
-pytestmark = pytest.mark.skipif(REASON is not None, reason=str(REASON))
-HAS_PAIRS = REASON is None and torch.ops.hrnet_fast.has_bfloat16_pairs()
-needs_pairs = pytest.mark.skipif(not HAS_PAIRS, reason="the processor has no instruction for pairs of bfloat16")
+pytestmark = pytest.mark.planned
+needs_pairs = pytest.mark.pairs
 SHAPES = [  # n, c_in, c_out, h, w, kernel, stride
     (2, 7, 13, 9, 23, 3, 1), (1, 18, 18, 32, 48, 3, 1), (2, 5, 6, 1, 1, 3, 1), (1, 64, 64, 30, 30, 3, 1),
     (1, 70, 100, 6, 7, 3, 1), (2, 20, 9, 17, 40, 3, 2), (1, 3, 64, 33, 65, 3, 2), (1, 40, 50, 5, 3, 1, 1),

@@ -5,13 +5,16 @@ import re
 import time
 from collections.abc import Callable
 from itertools import pairwise
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from hrnet_fast.bench import report
 from hrnet_fast.runtime import OptimizedModel, optimize
+
+if TYPE_CHECKING:  # rich, which it imports, is not on a machine that is lent for its GPU
+    from hrnet_fast.bench import report
 
 EAGER, CHANNELS_LAST, FOLDED = "eager", "eager channels_last", "eager folded"
 COMPILED, FAST, FAST_COMPILED = "torch.compile", "hrnet_fast", "hrnet_fast + torch.compile"
@@ -94,7 +97,7 @@ class Optimized:
         self._engine = engine
         return output
 
-    def describe(self, entry: report.Entry) -> None:
+    def describe(self, entry: "report.Entry") -> None:
         """Enters which engine it became, why that one, and the time to the first result."""
         if self._engine is not None:
             entry.engine, entry.engine_reason = self._engine.engine, self._engine.reason
