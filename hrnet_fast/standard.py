@@ -21,5 +21,7 @@ def standard_operators() -> Iterator[None]:
 
 
 def standard_operators_wanted() -> bool:
-    """Whether a network is being recorded: by ``standard_operators``, or by torch.jit.trace."""
-    return getattr(_local, "wanted", False) or torch.jit.is_tracing()
+    """Whether a network is being recorded: by ``standard_operators``, by torch.jit.trace, or for an ONNX file."""
+    if getattr(_local, "wanted", False) or torch.jit.is_tracing():
+        return True
+    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()

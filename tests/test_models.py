@@ -243,3 +243,14 @@ def test_torchscript(record):
     plain, fast = pair()
     with torch.no_grad():
         assert_equal(record(fast, image((64, 64))), plain, image((64, 64)))
+
+
+def test_the_default_onnx_exporter(tmp_path):
+    """It knows no operators of others: fast modules are recorded step by step there, as in hrnet_fast.export."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    model, x = randomize(hf.create_model(SMALL, task="segmentation")).eval(), image()
+    torch.onnx.export(model, (x,), tmp_path / "network.onnx", verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "network.onnx", providers=["CPUExecutionProvider"])
+    (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
+    with torch.no_grad():
+        assert relative_error(torch.from_numpy(y), model(x)) < 1e-5

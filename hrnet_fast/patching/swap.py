@@ -106,7 +106,7 @@ def _patched_class(base: type[nn.Module], kind: str) -> type[nn.Module]:
 
 
 def _run(fast: Callable, plain: Callable, module: nn.Module, *args, **kwargs):
-    if standard_operators_wanted() or (torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()):
+    if standard_operators_wanted():
         return plain(module, *args, **kwargs)
     return fast(module, plain, getattr(module, _STATE), getattr(module, _FOLDS), *args, **kwargs)
 
