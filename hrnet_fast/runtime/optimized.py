@@ -174,6 +174,7 @@ class OptimizedModel(nn.Module):
         settings = self._settings
         dtype, layout, normalization = settings["dtype"], _LAYOUTS[settings["memory_format"]], settings["normalization"]
         on_gpu = self._device.type == "cuda"
+        self._model_dtype = _parameter_dtype(self._kept[0])
         self._constants = Constants()
         self._shapes: collections.OrderedDict[tuple, _Prepared] = collections.OrderedDict()
         # "auto" is no: nobody has measured yet where it pays
@@ -272,8 +273,6 @@ class OptimizedModel(nn.Module):
     def __reduce__(self):
         return type(self), (self._kept[0], *self._example, self._settings)
 
-    # Preparing -------------------------------------------------------------------------------------------------------
-
     def _prepare(self, call: Arguments, is_example: bool = False) -> None:
         """Is ready for arguments of these shapes, by the first way that can run them and is right."""
         model, start = self._kept[0], time.perf_counter()
@@ -298,7 +297,7 @@ class OptimizedModel(nn.Module):
             _LOG.info("%s is run by %r: %s", list(call.shapes()), prepared.engine, prepared.reason)
 
     def _record_and_try(self, call: Arguments, is_example: bool) -> _Prepared:
-        like = _parameter_dtype(self._kept[0])
+        like = self._model_dtype
 
         def blank(t: Tensor) -> Tensor:
             return torch.empty(t.shape, dtype=like if t.is_floating_point() else t.dtype, device=t.device)
@@ -401,8 +400,6 @@ class OptimizedModel(nn.Module):
             message = f"example: the model does not take {', '.join(kinds)} ({type(error).__name__}: {first})"
             raise (TypeError if in_type else ValueError)(message) from error
 
-    # Running ---------------------------------------------------------------------------------------------------------
-
     def _run(self, prepared: _Prepared, call: Arguments) -> Any:
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             if prepared.run is None:
@@ -427,7 +424,7 @@ class OptimizedModel(nn.Module):
 
     def _result_dtype(self, recorded: torch.dtype) -> torch.dtype:
         """The network's where the model returns its own; what a model computes in another one stays in that."""
-        return self._settings["dtype"] if recorded == _parameter_dtype(self._kept[0]) else recorded
+        return self._settings["dtype"] if recorded == self._model_dtype else recorded
 
     def _run_by_torch(self, key: tuple, *tensors: Tensor) -> list[Tensor]:
         return self._shapes[key].run(list(tensors))
