@@ -49,8 +49,9 @@ def fold(
     shift = shift * scale
     if beta is not None:
         shift = shift + beta.to(wide)
-    folded = weight.to(wide) * scale.reshape(-1, *[1] * (weight.dim() - 1))
-    return rounded(folded, weight.dtype), shift.to(weight.dtype)
+    # a product in float32 is as good as the network's own: only what is rounded to less must be wider before
+    factor = scale.to(torch.promote_types(weight.dtype, torch.float32)).reshape(-1, *[1] * (weight.dim() - 1))
+    return rounded(weight.to(factor.dtype) * factor, weight.dtype), shift.to(weight.dtype)
 
 
 def rounded(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -20,9 +20,9 @@ from hrnet_fast import export
 from hrnet_fast.bench import report
 from hrnet_fast.cli import main
 from hrnet_fast.export import check, preferences
-from hrnet_fast.export.record import MULTIPLE, all_streams, no_streams, record
-from hrnet_fast.export.rewrite import commute_heads, fold_norms
+from hrnet_fast.export.record import MULTIPLE, record
 from hrnet_fast.models import randomize
+from hrnet_fast.network.passes import all_streams, no_streams
 from hrnet_fast.tolerances import relative_error
 
 ROOT = Path(__file__).parent.parent
@@ -131,42 +131,6 @@ def test_what_moves(recorded):
             assert called["aten.cat.default"] == (name == "off")
             assert called["aten.batch_norm.default"] == 0
             assert relative_error(graph.program.module()(image), model(image)) < 1e-5
-
-
-def test_a_part_of_the_streams_moves():
-    class Head(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv = torch.nn.Conv2d(2 + 3 + 4, 5, 1)
-
-        def forward(self, streams):
-            high = streams[0]
-            ups = [torch.nn.functional.interpolate(x, high.shape[2:], mode="bilinear") for x in streams[1:]]
-            return self.conv(torch.cat([high, *ups], 1))
-
-    head, streams = Head(), [torch.randn(2, c, 16 >> j, 24 >> j) for j, c in enumerate((2, 3, 4))]
-    for moved, convs in ((0, 1), (1, 2), (2, 3), (3, 3)):
-        graph = torch.export.export(head, (streams,)).module()
-        assert commute_heads(graph, lambda channels, n=moved: n) == (1 if moved else 0)
-        called = Counter(str(node.target) for node in graph.graph.nodes)
-        assert called["aten.conv2d.default"] == convs
-        assert relative_error(graph(streams), head(streams)) < 1e-6
-
-
-def test_norms_that_cannot_be_folded_stay():
-    class Twice(torch.nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.conv, self.norm = torch.nn.Conv2d(3, 4, 1), torch.nn.BatchNorm2d(4)
-
-        def forward(self, x):
-            y = self.conv(x)
-            return self.norm(y) + y  # the convolution's own result is needed, too
-
-    model, x = randomize(Twice()).eval(), torch.randn(1, 3, 4, 4)
-    graph = torch.export.export(model, (x,)).module()
-    assert fold_norms(graph) == 0
-    assert relative_error(graph(x), model(x)) < 1e-6
 
 
 def test_a_program_of_torch_export(tmp_path):

@@ -4,7 +4,6 @@ A network is recorded in PyTorch's own operators for any batch and size, BatchNo
 a head's 1x1 convolution comes before the upsampling where that was measured to be faster.
 """
 
-import copy
 from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
@@ -16,7 +15,8 @@ from hrnet_fast import files
 from hrnet_fast.export import check as checking
 from hrnet_fast.export import onnx_file, preferences, torch_files
 from hrnet_fast.export.metadata import describe, read
-from hrnet_fast.export.record import Recorded, all_streams, no_streams, record
+from hrnet_fast.export.record import Recorded, in_evaluation, record
+from hrnet_fast.network.passes import all_streams, no_streams
 
 __all__ = ["COMMUTE", "FORMATS", "Exported", "Recorded", "choose_streams", "read", "record", "save"]
 
@@ -133,7 +133,7 @@ def save_recorded(
 
 
 def _checked(model: nn.Module, recorded: Recorded, part: Path, format: str) -> dict[str, float]:
-    found = checking.errors(copy.deepcopy(model).eval().float(), recorded, part, format)
+    found = checking.errors(in_evaluation(model), recorded, part, format)
     shape, worst = max(found.items(), key=lambda item: item[1])
     if not worst <= checking.TOLERANCE:
         raise ValueError(f"model: the exported file computes something else than the network: relative error {worst:.1e} "

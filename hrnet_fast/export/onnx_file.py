@@ -1,6 +1,7 @@
 """ONNX: written from a recorded network, with standard operators only."""
 
 import contextlib
+import copy
 import io
 import logging
 import re
@@ -10,6 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch.export import ExportedProgram
 
 from hrnet_fast.export.packages import needed
 from hrnet_fast.export.record import Recorded
@@ -42,11 +44,9 @@ def write(recorded: Recorded, path: Path, metadata: Mapping[str, str], opset: in
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            program = torch.onnx.export(recorded.program, dynamo=True, opset_version=opset, input_names=["image"],
-                                        output_names=recorded.outputs, verbose=False)  # fmt: skip
+            proto = _translated(recorded, opset)
     finally:
         logger.setLevel(level)
-    proto = program.model_proto
     _strip(proto)
     _name_sizes(proto)
     del proto.metadata_props[:]
@@ -59,6 +59,37 @@ def write(recorded: Recorded, path: Path, metadata: Mapping[str, str], opset: in
     onnx.checker.check_model(proto)
     onnx.save(proto, path)
     return Counter(node.op_type for node in proto.graph.node)
+
+
+class _NotTakenApart(ExportedProgram):
+    """A copy of a program whose operators are translated as they are."""
+
+    def __init__(self, program: ExportedProgram):
+        module = copy.deepcopy(program.graph_module)  # the exporter changes what it gets
+        super().__init__(root=module, graph=module.graph, graph_signature=program.graph_signature,
+                         state_dict=program.state_dict, range_constraints=program.range_constraints,
+                         module_call_graph=program.module_call_graph, example_inputs=program.example_inputs,
+                         constants=program.constants, verifiers=program.verifiers)  # fmt: skip
+
+    def run_decompositions(self, *args, **kwargs) -> ExportedProgram:
+        return self
+
+
+def _translated(recorded: Recorded, opset: int):
+    """In the operators of ONNX.
+
+    torch takes operators apart before it translates them, for which it records the whole network twice more. What an
+    HRNet is made of can be translated as it is; only where something cannot, that is done.
+    """
+    names = {"input_names": ["image"], "output_names": recorded.outputs}
+
+    def translated(program: ExportedProgram):
+        return torch.onnx.export(program, dynamo=True, opset_version=opset, verbose=False, **names).model_proto
+
+    try:
+        return translated(_NotTakenApart(recorded.program))
+    except torch.onnx.errors.OnnxExporterError:
+        return translated(recorded.program)
 
 
 def _strip(proto) -> None:

@@ -1,33 +1,27 @@
-"""A network as a graph of PyTorch's own operators, for any batch and size, with BatchNorm folded."""
+"""A network as a program of torch.export in PyTorch's own operators, for any batch and size, with BatchNorm folded."""
 
+import copy
 import logging
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from hrnet_fast.call import MAX_INPUTS
-from hrnet_fast.export.plain_form import plain_form
-from hrnet_fast.export.rewrite import commute_heads, drop_dropouts, fold_norms
+from hrnet_fast.export.emit import Emitted
+from hrnet_fast.network import record as network
+from hrnet_fast.network.nodes import Constants, Graph, Refused
+from hrnet_fast.network.passes import Choice, no_streams, steps_of
+from hrnet_fast.network.passes.fold_norms import NORMS
+from hrnet_fast.network.sizes import Sizes
+from hrnet_fast.network.sums import Step, Sum
 
 MULTIPLE = 32  # pixels: what the sides of an image must be divisible by where upsampling doubles sizes exactly
-_BATCH, _SIZE, _ODD_SIZE = 2, (64, 96), (67, 94)  # what is recorded; any would do
-
-
-Choice = Callable[[int], int]
-
-
-def all_streams(channels: int) -> int:
-    """Every stream's convolution comes before its upsampling."""
-    return MAX_INPUTS
-
-
-def no_streams(channels: int) -> int:
-    """The convolution over the concatenation, as in the official code."""
-    return 0
+# What is recorded: odd and even, high and wide, small and large, for networks that branch on sizes. A batch of 1 would
+# not do, since torch treats it in another way.
+_BATCHES = 2, 3, 5, 4
+_SIZES = (67, 94), (133, 75), (101, 158), (1024, 768)
 
 
 class Recorded(NamedTuple):
@@ -46,7 +40,7 @@ class Recorded(NamedTuple):
 def record(
     model: nn.Module, choose: Choice = no_streams, size: tuple[int, int] | None = None, in_chans: int | None = None
 ) -> Recorded:
-    """Records a network in evaluation.
+    """Records a network in evaluation and float32.
 
     Args:
         model: one of ``create_model``, a patched one, or any other network that takes one image [N, C, H, W].
@@ -61,40 +55,84 @@ def record(
         ValueError: the network is compiled or scripted, refuses the size, cannot be recorded, or holds operators that
             are not PyTorch's own.
     """
-    plain = plain_form(model)
+    plain = in_evaluation(model)
     like = next((p for p in plain.parameters() if p.dim() == 4), None)
     if like is None:
         raise ValueError("model: it has no convolution, so that it cannot be an HRNet")
     channels = like.shape[1] if in_chans is None else in_chans
-
-    def image(height: int, width: int) -> Tensor:
-        return torch.randn(_BATCH, channels, height, width, generator=torch.Generator().manual_seed(0)).to(like.device)
-
-    multiple = 1 if size is not None or _why_refused(plain, image(*_ODD_SIZE)) is None else MULTIPLE
-    example = image(*(size or _SIZE))
-    reason = _why_refused(plain, example)
-    if reason is not None:
-        raise ValueError(f"size {example.shape[2]}x{example.shape[3]}: the network does not take it ({reason})")
-    program = _export(plain, example, multiple, size)
-    _check_operators(program)
-    graph = program.module()
-    drop_dropouts(graph)
-    folded = fold_norms(graph)
-    commuted = commute_heads(graph, choose)
-    counted = Counter(str(node.target) for node in graph.graph.nodes)
-    program = _export(graph, example, multiple, size)  # the graph once more: shapes and guards of what it is now
+    emitted, steps, multiple, shape = _emitted(plain, like, channels, choose, size)
+    example = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like.device)
+    program = _export(emitted, example, multiple, size)
     count = len(program.graph_signature.user_outputs)
-    return Recorded(program, example, multiple, size, _names(model, count), folded, counted["aten.batch_norm.default"],
-                    commuted)  # fmt: skip
+    return Recorded(program, example, multiple, size, _names(model, count), *_counts(steps))
 
 
-def _why_refused(model: nn.Module, image: Tensor) -> str | None:
-    try:
-        with torch.no_grad():
-            model(image)
-    except (RuntimeError, ValueError) as error:
-        return str(error).splitlines()[0]
+def _emitted(
+    model: nn.Module, like: Tensor, channels: int, choose: Choice, size: tuple[int, int] | None
+) -> tuple[Emitted, list[Step], int, torch.Size]:
+    """The network in PyTorch's operators, its steps, what sides must be a multiple of, and the shape of an image."""
+    if size is not None:
+        ways = [(1, [size] * len(_BATCHES))]
+    else:
+        ways = [(1, _SIZES), (MULTIPLE, [(h // 8 * MULTIPLE, w // 8 * MULTIPLE) for h, w in _SIZES])]
+    constants, reasons = Constants(), []
+    for multiple, sizes in ways:
+        images = [like.new_empty(n, channels, h, w) for n, (h, w) in zip(_BATCHES, sizes)]  # never read
+        try:
+            # called twice once, to find out whether a call changes what the next one computes
+            graphs = [network.record(model, (x,), constants=constants, calls=2 - bool(k)) for k, x in enumerate(images)]
+            _check(graphs)
+            steps = steps_of(graphs[0], choose)
+            return Emitted(graphs[0], steps, Sizes(graphs)), steps, multiple, images[0].shape
+        except Refused as refused:
+            reasons.append(refused)
+    raise ValueError(_why(reasons, size))
+
+
+def in_evaluation(model: nn.Module) -> nn.Module:
+    """The network in evaluation and float32: itself, or a copy where it is in another state.
+
+    Raises:
+        TypeError: not an nn.Module.
+        ValueError: it is compiled, scripted or a recorded graph already, or has no weights yet.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
+    reason = _why_closed(model)
+    if reason is not None:
+        raise ValueError(f"model: {reason}")
+    floating = [t for t in (*model.parameters(), *model.buffers()) if t.is_floating_point()]
+    if all(t.dtype == torch.float32 for t in floating) and not any(m.training for m in model.modules()):
+        return model
+    return copy.deepcopy(model).eval().float()
+
+
+def _why_closed(model: nn.Module) -> str | None:
+    for name, module in model.named_modules():
+        place = f" ({name})" if name else ""
+        if isinstance(module, torch.jit.ScriptModule):
+            return f"it is a TorchScript module{place}: export the model that it was made from"
+        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+            return f"it is compiled already{place}: export the model that was compiled"
+    if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
+        return "its parameters are on the meta device: load its weights first"
     return None
+
+
+def _check(graphs: Sequence[Graph]) -> None:
+    if any(g.writes for g in graphs):
+        raise Refused("it writes into its image")
+    foreign = {str(n.operator) for n in graphs[0].nodes if getattr(n.operator, "namespace", "aten") != "aten"}
+    if foreign:
+        raise Refused(f"it calls operators that other runtimes do not have: {', '.join(sorted(foreign))}")
+
+
+def _why(reasons: list[Refused], size: tuple[int, int] | None) -> str:
+    if size is not None and reasons[0].raised:
+        return f"size {size[0]}x{size[1]}: the network does not take it ({reasons[0]})"
+    found = list(dict.fromkeys(map(str, reasons)))
+    hint = "" if size is not None else "; with a size it may be possible"
+    return f"model: it cannot be recorded ({'; for multiples of 32: '.join(found)}){hint}"
 
 
 def _export(model: nn.Module, example: Tensor, multiple: int, size: tuple[int, int] | None) -> ExportedProgram:
@@ -116,15 +154,13 @@ def _export(model: nn.Module, example: Tensor, multiple: int, size: tuple[int, i
         quiet.setLevel(level)
 
 
-def _check_operators(program: ExportedProgram) -> None:
-    foreign = {
-        str(node.target)
-        for node in program.graph.nodes
-        if node.op == "call_function"
-        and getattr(node.target, "namespace", "aten") not in ("aten", "prims", "_operator")
-    }
-    if foreign:
-        raise ValueError(f"model: it calls operators that other runtimes do not have: {', '.join(sorted(foreign))}")
+def _counts(steps: Sequence[Step]) -> tuple[int, int, int]:
+    """Norms that were folded, norms that were not, and heads that were taken apart."""
+    sums = [s for s in steps if isinstance(s, Sum)]
+    folded = {norm for s in sums for weight in s.weights() for norm in weight.norms}
+    calls = sum(not isinstance(s, Sum) and s.node.operator in NORMS for s in steps)
+    commuted = sum(any(up.weight is not None and up.weight.inputs is not None for up in s.ups) for s in sums)
+    return len(folded), calls, commuted
 
 
 def _names(model: nn.Module, count: int) -> list[str]:

@@ -33,8 +33,10 @@ aten = torch.ops.aten
 _NORMS = (aten.native_batch_norm.default, aten.cudnn_batch_norm.default, aten.miopen_batch_norm.default)
 # In a graph without writes these are other names of the same tensor.
 _NAMES = (aten.alias.default, aten.detach.default, aten.lift_fresh.default)
-# Programs keep images in memory of their own layout.
-_BY_STRIDES = (aten.as_strided.default, aten._reshape_alias.default, aten.as_strided_scatter.default)
+# Programs keep images in memory of their own layout. And what torch makes of a write through windows (Tensor.unfold) loses
+# the elements that are in none.
+_BY_STRIDES = (aten.as_strided.default, aten._reshape_alias.default, aten.as_strided_scatter.default,
+               aten.unfold_backward.default)  # fmt: skip
 # What would read the memory of a functional tensor, or change its size.
 _FORBIDDEN = frozenset(
     getattr(Tensor, name)
@@ -294,7 +296,7 @@ class _Recorder(TorchDispatchMode):
         if func in _NORMS and args[5] and args[3] is not None:  # its schema does not say so
             raise Refused(f"{func} writes into its running statistics")
         if func in _BY_STRIDES:
-            raise Refused(f"{func} reads memory by strides")
+            raise Refused(f"{func} reads or writes memory by strides")
         out = result_of(self.fake, func, args, kwargs)
         is_list = isinstance(out, (list, tuple))
         results = list(out) if is_list else [out]

@@ -36,7 +36,7 @@ class Weight:
         return c_out, c_in if self.inputs is None else self.inputs[1] - self.inputs[0], k
 
     def kernel(self, dtype: torch.dtype = torch.float32) -> Tensor:
-        """[c_out, c_in, k, k]; folded in float64."""
+        """[c_out, c_in, k, k]; the factors of the norms are computed in float64."""
         weight = self._folded(self.weight.value().detach(), dtype)[0]
         return weight if self.inputs is None else weight[:, self.inputs[0] : self.inputs[1]]
 

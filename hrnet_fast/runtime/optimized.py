@@ -27,6 +27,7 @@ from hrnet_fast.runtime.cuda_graphs import GraphedModule
 from hrnet_fast.runtime.cuda_streams import Branches
 from hrnet_fast.runtime.normalization import Normalization
 from hrnet_fast.runtime.torch_steps import TorchSteps
+from hrnet_fast.standard import standard_operators
 
 __all__ = ["Memory", "OptimizedModel", "Preparation", "optimize"]
 
@@ -363,7 +364,8 @@ class OptimizedModel(nn.Module):
         leaves = trial.random_inputs(call.leaves, *moments)
         given = [x.clone() if isinstance(x, Tensor) else x for x in leaves]
         try:
-            with restored(self._kept[0]):
+            # by standard operators: what was recorded, and without the weights that fast modules would fold and keep
+            with restored(self._kept[0]), standard_operators():
                 result = self._by_the_model(self._kept[0], call.build, given, _parameter_dtype(self._kept[0]))
         except Exception as error:  # whatever a model may raise
             return leaves, error
@@ -374,7 +376,7 @@ class OptimizedModel(nn.Module):
 
         def own_error() -> float:
             twins = [x.clone() if isinstance(x, Tensor) else x for x in leaves]
-            with restored(self._kept[0]):
+            with restored(self._kept[0]), standard_operators():
                 result = self._by_the_model(self._model_in_dtype(), call.build, twins, dtype)
             return trial.largest_error(result, expected[0])
 

@@ -9,7 +9,7 @@ from hrnet_fast.network.sums import Sum
 
 aten = torch.ops.aten
 # operator -> (input, weight, bias, mean, var, training, eps)
-_NORMS = {
+NORMS = {
     aten.native_batch_norm.default: lambda a: (*a[:6], a[7]),
     aten._native_batch_norm_legit_no_training.default: lambda a: (*a[:5], False, a[6]),
 }
@@ -21,9 +21,9 @@ def fold_norm(node: Node, made: dict[Value, Sum]) -> Sum | None:
     The convolution without its norm stays a step of its own, for whoever else reads it; if nobody does, ``drop_unread``
     removes it.
     """
-    if node.operator not in _NORMS:
+    if node.operator not in NORMS:
         return None
-    x, gamma, beta, mean, var, training, eps = _NORMS[node.operator](node.arguments()[0])
+    x, gamma, beta, mean, var, training, eps = NORMS[node.operator](node.arguments()[0])
     before, output = made.get(x), node.outputs[0]
     if training or before is None or len(before.convs) != 1 or before.relu or before.identities or before.ups:
         return None

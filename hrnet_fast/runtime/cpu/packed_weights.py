@@ -41,7 +41,7 @@ class PackedWeights:
             mean, std = (torch.tensor(v * len(op.sources), dtype=torch.float64) for v in (normal.mean, normal.std))
 
         def whole() -> Tensor:
-            return torch.cat([torch.cat([w.kernel() for w in block], 1) for block in parts])
+            return _joined([_joined([w.kernel() for w in block], 1) for block in parts], 0)
 
         def fill_weight(to: Tensor) -> None:
             weight = whole()
@@ -103,6 +103,10 @@ class PackedWeights:
         if found is None:
             found = self._known[key] = Packed(size, fill)
         return found
+
+
+def _joined(tensors: list[Tensor], dim: int) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors, dim)
 
 
 def _bias(weights: Iterable[Weight]) -> Tensor:
