@@ -1,7 +1,7 @@
 # The whole workflow. `make test` and `make bench` first set up what they need: the active Python if it has a suitable
 # torch, else .venv with the torch named here; then the package, editable. A second call goes straight to work.
 #
-#   make test     the test suite                       make test ARGS="-k nearest"
+#   make test     the test suite, one process a core   make test ARGS="-k nearest" JOBS=1
 #   make bench    a network on a photograph            make bench ARGS="--dtype bfloat16"
 #   make gpu      tests and timings on a GPU           make gpu PART=op RESULTS=DIR
 #   make engines  other inference engines              make rivals  other networks
@@ -12,6 +12,7 @@
 TORCH ?= torch==2.13.0
 BASE_PYTHON ?= python3
 ARGS ?=
+JOBS ?= $(shell $(BASE_PYTHON) -c "import os; print(min(8, os.cpu_count() or 1))")
 
 # Prints the active Python where it can be used: not too old, torch >= 2.11, and open to pip.
 FIND_PYTHON = import importlib.metadata as m, os, re, sys, sysconfig; \
@@ -33,7 +34,7 @@ BIN = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('scripts'
 .PHONY: test bench engines rivals gpu ray lint format docs wheel clean always
 
 test: .make/package
-	$(PYTHON) -m pytest $(ARGS)
+	$(PYTHON) -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
 
 bench: .make/package
 	$(PYTHON) -m hrnet_fast bench --json bench.json --plot bench.png $(ARGS)
