@@ -7,12 +7,24 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.graph import increment_version
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from hrnet_fast.structure import Structure
+from hrnet_fast.structure import Structure, Watch, altered
 
 _BATCHNORM_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 _version = operator.attrgetter("_version")
+
+
+def _raise_versions(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
+    """Of what torch's fused optimizers have written, which do not raise ``_version`` themselves, as all others do."""
+    for group in optimizer.param_groups:
+        if group.get("fused"):
+            increment_version([p for p in group["params"] if p.grad is not None and not p.is_inference()])
+
+
+register_optimizer_step_post_hook(_raise_versions)
 
 
 def fold(
@@ -113,20 +125,15 @@ def _is_inplace_abn(norm: nn.Module) -> bool:
     )
 
 
-def has_hooks(modules: Iterable[nn.Module]) -> bool:
-    """Whether any of the modules has hooks, which only a call of the module itself would run."""
-    return any(m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks for m in modules)
-
-
 class FoldCache:
     """One value that was computed from a module's tensors, kept until one of them changes.
 
     What is compared, for every module below the owner: each parameter and buffer by identity, ``_version`` and address
-    (the cache keeps the memory alive, so that a tensor moved to another dtype or device has another address); each
-    child module, ``training`` flag and ``eps`` by identity. So in-place optimizer steps, load_state_dict, ``.to()``,
-    ``.half()``, swapped parameters or modules, and train() and back all end a value. Tensors made under inference_mode
-    have no version and are compared by the rest. Writes through ``.data`` (and in-place writes to inference tensors)
-    leave no trace: ``hrnet_fast.refold(model)`` drops every cache.
+    (the cache keeps the memory alive, so that a tensor moved to another dtype or device has another address); and what
+    the module is (``Watch``). So optimizer steps, fused ones too, load_state_dict, ``.to()``, ``.half()``, swapped
+    parameters, modules and settings, and train() and back all end a value. Tensors made under inference_mode have no
+    version and are compared by the rest. Writes through ``.data`` (and in-place writes to inference tensors) leave no
+    trace: ``hrnet_fast.refold(model)`` drops every cache.
 
     num_batches_tracked is compared too, because it alone tells that BatchNorm has updated its running statistics: that
     kernel writes them without raising their version. A cache never enters a state dict, a deepcopy or a pickle.
@@ -135,30 +142,28 @@ class FoldCache:
     def __init__(self):
         self._state: tuple | None = None  # replaced whole, so that threads never see half of one
         self.structure = Structure()  # of the same modules, for training
+        self.tried = Structure()  # whether a patched module is what it was when it was tried
 
     def get(self, owner: nn.Module) -> Any | None:
-        """The kept value; None where there is none, it is stale, or modules below ``owner`` have gained hooks."""
+        """The kept value; None where there is none, or it is stale."""
         state = self._state
         if state is None:
             return None
-        owner_ref, value, (holders, names, known), tensors, tracked, fingerprint, _, hooks = state
+        owner_ref, value, watch, (holders, names, known), tensors, tracked, fingerprint, _ = state
         # A replica of DataParallel shares this object with the module it was copied from.
-        if owner_ref() is not owner or any(hooks):
+        if owner_ref() is not owner or not watch.unchanged():
             return None
         if not all(map(operator.is_, map(dict.get, holders, names), known)):
             return None
         return value if _fingerprint(tensors, tracked) == fingerprint else None
 
-    def put(self, owner: nn.Module, value: Any) -> None:
-        """Keep ``value``, which was just computed from the modules below ``owner``.
+    def put(self, owner: nn.Module, value: Any, beside: Iterable[nn.Module] = ()) -> None:
+        """Keep ``value``, which was just computed from the modules below ``owner``; those ``beside`` are watched, too.
 
         Does nothing where the tensors have no memory of their own (fake, meta or batched tensors).
         """
-        slots, tensors, hooks = [], [], []
+        slots, tensors = [], []
         for module in owner.modules():
-            hooks += [module._forward_hooks, module._forward_pre_hooks] if module is not owner else []
-            slots += [(module._modules, name, child) for name, child in module._modules.items()]
-            slots += [(vars(module), name, vars(module)[name]) for name in ("training", "eps") if name in vars(module)]
             for holder in (module._parameters, module._buffers):
                 slots += [(holder, name, tensor) for name, tensor in holder.items()]
                 tensors += [tensor for tensor in holder.values() if tensor is not None]
@@ -172,35 +177,41 @@ class FoldCache:
         # Aliases keep the memory of now alive, so that no later tensor can come to lie at the same address.
         aliases = [t.detach() for t in tensors]
         columns = tuple(zip(*slots, strict=True))  # holders, names, values
-        self._state = (weakref.ref(owner), value, columns, tensors, tracked, fingerprint, aliases, hooks)
+        watch = Watch([*owner.modules(), *beside], owner)
+        self._state = (weakref.ref(owner), value, watch, columns, tensors, tracked, fingerprint, aliases)
 
-    def get_or_put(self, owner: nn.Module, build: Callable[[], Any]) -> Any:
+    def get_or_put(self, owner: nn.Module, build: Callable[[], Any], beside: Iterable[nn.Module] = ()) -> Any:
         """The kept value, or else what ``build`` returns, computed without autograd and outside of inference mode."""
         value = self.get(owner)
         if value is None:
             # Inference tensors could not be used by a later call that needs gradients for its inputs.
             with torch.inference_mode(False), torch.no_grad():
                 value = build()
-            self.put(owner, value)
+            self.put(owner, value, beside)
         return value
 
-    def current(self, owner: nn.Module, foldable: Callable[[], bool], build: Callable[[], Any]) -> Any | None:
+    def current(
+        self, owner: nn.Module, foldable: Callable[[], bool], build: Callable[[], Any], beside: Iterable[nn.Module] = ()
+    ) -> Any | None:
         """What ``build`` makes of the modules below ``owner``, kept or made now; None where they must run unfolded.
 
-        That is so in training mode, where the parameters need gradients, and where ``foldable()`` is False. Under
-        torch.compile nothing is kept: folding becomes a part of the graph.
+        That is so in training mode, where the parameters need gradients, where modules below ``owner`` or ``beside`` it
+        have hooks or a forward of their own, and where ``foldable()`` is False. Under torch.compile nothing is kept:
+        folding becomes a part of the graph.
         """
         compiling = torch.compiler.is_compiling()
         value = None if compiling or owner.training else self.get(owner)
-        if owner.training or needs_grad(self, owner) or (value is None and not foldable()):
+        if owner.training or needs_grad(self, owner):
             return None
         if value is None:
-            value = build() if compiling else self.get_or_put(owner, build)
+            if altered([*(m for m in owner.modules() if m is not owner), *beside]) or not foldable():
+                return None
+            value = build() if compiling else self.get_or_put(owner, build, beside)
         return value
 
     def tensors(self) -> list[Tensor]:
         """The parameters and buffers that the kept value was computed from."""
-        return [] if self._state is None else self._state[3]
+        return [] if self._state is None else self._state[4]
 
     def drop(self) -> None:
         """Forget the value and the memory it holds."""

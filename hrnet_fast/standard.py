@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 
 import torch
+from torch.nn.modules import module as _every_module
 
 _local = threading.local()
 
@@ -21,7 +22,10 @@ def standard_operators() -> Iterator[None]:
 
 
 def standard_operators_wanted() -> bool:
-    """Whether a network is being recorded: by ``standard_operators``, by torch.jit.trace, or for an ONNX file."""
-    if getattr(_local, "wanted", False) or torch.jit.is_tracing():
+    """Whether a network is being recorded (by ``standard_operators``, torch.jit.trace, or for an ONNX file), or watched.
+
+    Hooks on every module must see the calls of modules that the fast forms take apart.
+    """
+    if getattr(_local, "wanted", False) or torch.jit.is_tracing() or _every_module._has_any_global_hook():
         return True
     return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()

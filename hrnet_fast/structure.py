@@ -1,55 +1,116 @@
-"""Values made from the structure of modules: which modules there are, of which types, with which settings."""
+"""What modules are besides the values of their tensors: types, children, settings, hooks; and whether that has changed."""
 
 import operator
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 from torch import nn
 
 OF_CONV = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 OF_NORM = ("training", "eps", "momentum", "affine", "track_running_stats")
+_READ = ("training", "eps", "momentum")  # from norms, at each call
+# what a forward of torch's looks at; of other modules all attributes may matter
+_SETTINGS: dict[type, tuple[str, ...]] = {
+    nn.Conv2d: OF_CONV, nn.BatchNorm2d: OF_NORM, nn.SyncBatchNorm: OF_NORM, nn.ReLU: (), nn.Identity: (),
+    nn.Sequential: (), nn.ModuleList: (),
+}  # fmt: skip
+
+
+def altered(modules: Iterable[nn.Module]) -> bool:
+    """Whether a call of any of the modules does more than the forward of its class: hooks, or a forward of its own."""
+    return any(
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks or "forward" in vars(m)
+        for m in modules
+    )
+
+
+def _settings(module: nn.Module) -> Iterator[tuple[str, Any]]:
+    own = vars(module)
+    known = _SETTINGS.get(type(module))
+    for name in [n for n in own if not n.startswith("_")] if known is None else known:
+        if name in own:
+            yield name, own[name]
+
+
+def signature(module: nn.Module, parts: Iterable[nn.Module]) -> tuple:
+    """What two modules must have in common to compute the same function of their inputs and tensors.
+
+    Of the module itself its settings and the names of its children, parameters and buffers; of each of its ``parts``, and
+    of all modules below them, the types as well. What every fast form reads at each call is left out.
+    """
+
+    def own(m: nn.Module) -> tuple:
+        settings = tuple((name, _plain(value)) for name, value in _settings(m) if name not in _READ)
+        shapes = tuple((name, None if p is None else tuple(p.shape)) for name, p in m._parameters.items())
+        return settings, tuple(m._modules), shapes, tuple(m._buffers)
+
+    return own(module), tuple((type(m), altered([m]), own(m)) for part in parts for m in part.modules())
+
+
+def _plain(value: Any) -> Any:
+    """A value that can be compared and hashed: containers of settings by what is in them."""
+    if isinstance(value, (list, tuple)):
+        return tuple(map(_plain, value))
+    if isinstance(value, dict):
+        return tuple((key, _plain(x)) for key, x in value.items())
+    return value
+
+
+class Watch:
+    """Modules at one moment; quick to compare with what they are later, since a fast module asks at every call.
+
+    What is compared, by identity: types, children, and the settings that their forwards look at; whether there are
+    hooks, further attributes, parameters or buffers, and a bias. Parameters and buffers may be others.
+
+    Args:
+        modules: those to watch.
+        owner: one of them whose hooks are called by whoever calls it, and do not matter.
+    """
+
+    def __init__(self, modules: Iterable[nn.Module], owner: nn.Module | None = None):
+        modules = list(modules)
+        self._modules, self._types = modules, list(map(type, modules))
+        self._holders = [d for m in modules for d in (vars(m), m._modules, m._parameters, m._buffers)]
+        self._lengths = list(map(len, self._holders))
+        slots = [slot for m in modules for slot in _slots(m)]
+        self._slots = tuple(zip(*slots, strict=True)) or ((), (), ())
+        self._hooks = [h for m in modules if m is not owner
+                       for h in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)]  # fmt: skip
+        self._had = list(map(bool, self._hooks))
+
+    def unchanged(self) -> bool:
+        """Whether everything is as it was."""
+        holders, names, known = self._slots
+        return (
+            all(map(operator.is_, map(dict.get, holders, names), known))
+            and list(map(len, self._holders)) == self._lengths
+            and list(map(type, self._modules)) == self._types
+            and list(map(bool, self._hooks)) == self._had
+        )
+
+
+def _slots(module: nn.Module) -> Iterator[tuple[dict, str, Any]]:
+    own = vars(module)
+    yield from ((own["_modules"], name, child) for name, child in own["_modules"].items())
+    yield from ((own, name, value) for name, value in _settings(module))
+    if "bias" in own["_parameters"] and own["_parameters"]["bias"] is None:
+        yield own["_parameters"], "bias", None
 
 
 class Structure:
-    """One value that was made from the modules below an owner, kept until their structure or settings change.
-
-    What is compared, for every module below the owner: its type, its children and the settings OF_CONV and OF_NORM by
-    identity, whether it has a bias, and whether it has hooks. Parameters and buffers may be others at every call.
-    """
+    """One value that was made from the modules below an owner, kept until they change (``Watch``)."""
 
     def __init__(self):
         self._state: tuple | None = None  # replaced whole, so that threads never see half of one
 
-    def get(self, owner: nn.Module, make: Callable[[], Any]) -> Any:
-        """The kept value, or what ``make`` returns now."""
+    def get(self, owner: nn.Module, make: Callable[[], Any], modules: Callable[[], Iterable[nn.Module]] | None = None):
+        """The kept value, or what ``make`` returns now; ``modules``: those to watch in place of all below the owner."""
         state = self._state
-        if state is not None:
-            reference, value, modules, types, (holders, names, known), hooks, had = state
-            # a replica of DataParallel shares this object with the module that it was copied from
-            if (
-                reference() is owner
-                and all(map(operator.is_, map(type, modules), types))
-                and all(map(operator.is_, map(dict.get, holders, names), known))
-                and list(map(bool, hooks)) == had
-            ):
-                return value
+        # a replica of DataParallel shares this object with the module that it was copied from
+        if state is not None and state[0]() is owner and state[2].unchanged():
+            return state[1]
+        watch = Watch(owner.modules() if modules is None else modules(), owner)
         value = make()
-        modules = [m for m in owner.modules() if m is not owner]
-        hooks = [h for m in modules for h in _hooks(m)]
-        slots = tuple(zip(*_slots(owner), strict=True))
-        self._state = weakref.ref(owner), value, modules, [*map(type, modules)], slots, hooks, [*map(bool, hooks)]
+        self._state = weakref.ref(owner), value, watch
         return value
-
-
-def _slots(owner: nn.Module) -> Iterator[tuple[dict, str, Any]]:
-    for module in owner.modules():
-        own = vars(module)
-        yield from ((own["_modules"], name, child) for name, child in own["_modules"].items())
-        yield from ((own, name, own[name]) for name in (*OF_CONV, *OF_NORM) if name in own)
-        if "bias" in own["_parameters"] and own["_parameters"]["bias"] is None:
-            yield own["_parameters"], "bias", None
-
-
-def _hooks(module: nn.Module) -> tuple[dict, ...]:
-    return module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks

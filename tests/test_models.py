@@ -254,3 +254,15 @@ def test_the_default_onnx_exporter(tmp_path):
     (y,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
     with torch.no_grad():
         assert relative_error(torch.from_numpy(y), model(x)) < 1e-5
+
+
+def test_hooks_on_stages_are_called():
+    """As Grad-CAM and feature extraction need it, in evaluation and in training."""
+    model = hf.create_model(SMALL).eval()
+    seen = []
+    for name in ("layer1", "stage2", "stage3", "stage4"):
+        model.get_submodule(name).register_forward_hook(lambda m, args, y, name=name: seen.append(name))
+    with torch.no_grad():
+        model(torch.randn(1, 3, 64, 64))
+    model.train()(torch.randn(2, 3, 64, 64))
+    assert seen == ["layer1", "stage2", "stage3", "stage4"] * 2

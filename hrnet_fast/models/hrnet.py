@@ -42,6 +42,15 @@ class HighResolutionModule(nn.Module):
         return self.fuse_layers(branched)
 
 
+class Stage(nn.Sequential):
+    """Modules with the same streams, one after the other."""
+
+    def forward(self, streams: list[Tensor]) -> list[Tensor]:  # TorchScript takes an nn.Sequential's input for a tensor
+        for module in self:
+            streams = module(streams)
+        return streams
+
+
 class HRNet(nn.Module):
     """The backbone: stem, bottlenecks, and stages 2 to 4 with two to four streams (paper, section 3.1).
 
@@ -89,7 +98,7 @@ class HRNet(nn.Module):
                 HighResolutionModule(channels, config.blocks, parts, multi_scale_output=i not in single, **exchange)
                 for i in range(modules)
             )
-            self.add_module(f"stage{stage}", nn.Sequential(*stack))
+            self.add_module(f"stage{stage}", Stage(*stack))
             previous = channels
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -113,15 +122,11 @@ class HRNet(nn.Module):
         y: list[Tensor] = []
         for transition in self.transition1:
             y.append(transition(x))
-        for module in self.stage2:
-            y = module(y)
+        y = self.stage2(y)
         y.append(self.transition2[2](y[-1]))
-        for module in self.stage3:
-            y = module(y)
+        y = self.stage3(y)
         y.append(self.transition3[3](y[-1]))
-        for module in self.stage4:
-            y = module(y)
-        return y
+        return self.stage4(y)
 
     def _stem(self, image: Tensor) -> Tensor:
         if torch.jit.is_scripting():

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hrnet_fast.convolution import FoldedConv
-from hrnet_fast.folding import FoldCache, fold_modules, has_hooks, why_not_fold
+from hrnet_fast.folding import FoldCache, fold_modules, why_not_fold
 from hrnet_fast.standard import standard_operators_wanted
 
 EXPANSION = 4  # of a bottleneck's output channels
@@ -101,7 +101,12 @@ Pair = tuple[nn.Module, nn.Module]  # a convolution and the norm behind it
 
 
 def current_chain(
-    owner: nn.Module, folds: FoldCache, pairs: Sequence[Pair], residual: bool, downsample: Pair | None = None
+    owner: nn.Module,
+    folds: FoldCache,
+    pairs: Sequence[Pair],
+    residual: bool,
+    downsample: Pair | None = None,
+    activation: nn.Module | None = None,
 ) -> ChainPlan | None:
     """The folded form of a chain, kept in ``folds``; None where it must run unfolded (FoldCache.current says when).
 
@@ -111,10 +116,11 @@ def current_chain(
         pairs: the convolutions with their norms, in order; a ReLU follows each.
         residual: whether the input is added in front of the last ReLU.
         downsample: of the input that is added.
+        activation: the module that stands for the ReLUs, below the owner; None: somebody else has looked at it.
     """
 
     def foldable() -> bool:
-        if has_hooks(m for m in owner.modules() if m is not owner):
+        if activation is not None and (type(activation) is not nn.ReLU or (downsample and len(downsample) != 2)):
             return False
         return all(why_not_fold(*pair) is None for pair in (*pairs, *([downsample] if downsample else [])))
 
@@ -153,11 +159,15 @@ class _Folding:
         else:  # TorchScript compiles what follows a return, but not the other branch of is_scripting()
             return self._fast(x)
 
+    def _activation(self) -> nn.Module:
+        return self.relu
+
     @torch.jit.unused
     def _fast(self, x: Tensor) -> Tensor:
         if standard_operators_wanted():
             return self._plain(x)
-        plan = current_chain(self, self._folds, self._pairs(), self._residual, getattr(self, "downsample", None))
+        downsample = getattr(self, "downsample", None)
+        plan = current_chain(self, self._folds, self._pairs(), self._residual, downsample, self._activation())
         return self._plain(x) if plan is None else plan(x)
 
 
@@ -183,11 +193,14 @@ class FoldedConvNormReLU(_Folding, ConvNormReLU):
     def _pairs(self) -> list[Pair]:
         return [(self[0], self[1])]
 
+    def _activation(self) -> nn.Module:
+        return self[2] if len(self) == 3 else self  # with more inside it is no such chain
+
 
 class FoldedStem(FoldCache):
     """The two strided convolutions at the image, which are attributes of the network itself and so have no module.
 
-    Kept beside the network, it holds a view of their four modules that no state dict and no parameter list sees.
+    Kept beside the network, it holds a view of their modules that no state dict and no parameter list sees.
     """
 
     def __init__(self):
@@ -196,9 +209,10 @@ class FoldedStem(FoldCache):
 
     def plan(self, net: nn.Module) -> ChainPlan | None:
         """The folded stem of a network with conv1, bn1, conv2 and bn2; None where it must run unfolded."""
-        layers = [net.conv1, net.bn1, net.conv2, net.bn2]
+        layers = [net.conv1, net.bn1, net.conv2, net.bn2, net.relu]
         view = self._view
         if view is None or any(a is not b for a, b in zip(view, layers, strict=True)):
             view = self._view = nn.Sequential(*layers)
         view.training = net.training
-        return current_chain(view, self, [tuple(layers[:2]), tuple(layers[2:])], residual=False)
+        pairs = [tuple(layers[:2]), tuple(layers[2:4])]
+        return current_chain(view, self, pairs, residual=False, activation=net.relu)

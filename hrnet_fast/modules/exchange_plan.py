@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from hrnet_fast.convolution import FoldedConv
 from hrnet_fast.exchange import exchange_group
-from hrnet_fast.folding import FoldCache, fold_modules, has_hooks, why_not_fold, why_not_foldable
+from hrnet_fast.folding import FoldCache, fold_modules, why_not_fold, why_not_foldable
 from hrnet_fast.modules.joined_steps import Chains, Step, chains, may_join
+from hrnet_fast.structure import altered
 
 
 class _Down(NamedTuple):
@@ -143,7 +144,7 @@ def _chains(rows: nn.ModuleList) -> list[Chains]:
         steps: dict[int, list[Step]] = {}
         for i, row in enumerate(rows):
             path = row[j]
-            if i == j or has_hooks(path.modules()):
+            if i == j or altered(path.modules()):
                 continue
             if i < j and why_not_up(path) is None and (len(path) == 2 or is_upsampling(path[-1])):
                 steps[i] = [Step(path[0], path[1], False)]
@@ -168,7 +169,8 @@ def _down_streams(rows: nn.ModuleList, plan: Plan, streams: list[Tensor]) -> lis
 
 
 def _foldable(rows: nn.ModuleList) -> bool:
-    if has_hooks(m for m in rows.modules() if m is not rows):
+    diagonal = [row[i] for i, row in enumerate(rows)]
+    if not all(m is None or type(m) is nn.Identity or (type(m) is nn.Sequential and len(m) == 0) for m in diagonal):
         return False
     ups = [path for i, row in enumerate(rows) for path in list(row)[i + 1 :]]
     downs = [path for i, row in enumerate(rows) for path in list(row)[:i] if why_not_down(path) is None]

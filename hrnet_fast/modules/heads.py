@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hrnet_fast.exchange import exchange
-from hrnet_fast.folding import FoldCache, fold_modules, has_hooks, why_not_fold
+from hrnet_fast.folding import FoldCache, fold_modules, why_not_fold
 from hrnet_fast.modules.exchange_unit import up_path
 from hrnet_fast.standard import standard_operators_wanted
+from hrnet_fast.structure import altered
 
 
 class HeadPlan(NamedTuple):
@@ -52,6 +53,7 @@ def is_conv1x1(module: nn.Module) -> bool:
         type(module) is nn.Conv2d
         and module.kernel_size == module.stride == (1, 1)
         and module.padding == (0, 0)
+        and module.dilation == (1, 1)
         and module.groups == 1
     )
 
@@ -189,7 +191,8 @@ class SegmentationHead(PlainSegmentationHead):
     def _altered(self) -> bool:
         """Whether somebody has hooked, replaced or parametrized what the fused forms take apart."""
         convs = (self[0], self[3]) if self._concat else (self[3],)
-        return has_hooks(m for m in self.modules() if m is not self) or any(type(c) is not nn.Conv2d for c in convs)
+        changed = len(self) != 4 or type(self[2]) is not nn.ReLU or not all(map(is_conv1x1, convs))
+        return changed or altered(m for m in self.modules() if m is not self)
 
     def _foldable(self) -> bool:
         if self._altered():

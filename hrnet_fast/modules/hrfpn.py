@@ -8,8 +8,10 @@ from torch import Tensor, nn
 
 from hrnet_fast.convolution import FoldedConv
 from hrnet_fast.exchange import exchange
-from hrnet_fast.folding import FoldCache, has_hooks, needs_grad
+from hrnet_fast.folding import FoldCache, needs_grad
+from hrnet_fast.modules.heads import is_conv1x1
 from hrnet_fast.standard import standard_operators_wanted
+from hrnet_fast.structure import altered
 
 POOLINGS = ("average", "max")
 
@@ -144,8 +146,12 @@ class HRFPN(PlainHRFPN):
 
     def _altered(self) -> bool:
         """Whether somebody has hooked, replaced or parametrized what the fast form takes apart."""
-        convs = [*self.reduction_conv, *self.fpn_conv]
-        return has_hooks(m for m in self.modules() if m is not self) or any(type(c) is not nn.Conv2d for c in convs)
+        geometry = {"kernel_size": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1,
+                    "padding_mode": "zeros"}  # fmt: skip
+        changed = len(self.reduction_conv) != 1 or not is_conv1x1(self.reduction_conv[0])
+        for conv in self.fpn_conv:
+            changed |= type(conv) is not nn.Conv2d or any(getattr(conv, k) != v for k, v in geometry.items())
+        return changed or altered(m for m in self.modules() if m is not self)
 
     def _prepare(self) -> tuple[list[Tensor], Tensor, list[FoldedConv]]:
         reduction = self.reduction_conv[0]

@@ -13,9 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hrnet_fast.batch_norm import batch_norm
-from hrnet_fast.folding import has_hooks
 from hrnet_fast.library import extension_error
-from hrnet_fast.structure import OF_CONV, OF_NORM
+from hrnet_fast.structure import OF_CONV, OF_NORM, altered
 
 
 class Step(NamedTuple):
@@ -28,7 +27,7 @@ class Step(NamedTuple):
     def joins(self) -> bool:
         """Whether it is one that ``Joined`` computes."""
         conv, norm = self.conv, self.norm
-        if type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d or has_hooks((conv, norm)):
+        if type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d or altered((conv, norm)):
             return False
         if norm.track_running_stats == (norm.running_mean is None):
             return False

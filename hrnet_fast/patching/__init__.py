@@ -18,14 +18,15 @@ def patch(model: nn.Module) -> PatchReport:
 
     Found by their structure, whatever their classes are called: exchange units of timm, of the official repositories, of
     OpenMMLab and of simple-HRNet, and in a model that has such units its residual blocks; official HRNetV2 networks with their head; mmseg's FCN head with ``resize_concat``; and
-    HRFPN. Each is tried on a small random input beside its original, and left alone where the two do not agree. The
-    modules, parameters, state-dict keys and hooks stay the same objects; what changes is the class of the patched
+    HRFPN. Each is tried beside its original, on small random inputs with random weights, in evaluation and in training,
+    and left alone where the two do not agree; so weights may be loaded before or afterwards. The modules, parameters, state-dict keys and hooks stay the same objects; what changes is the class of the patched
     modules, to a subclass of their own with another ``forward``. Training, ``deepcopy``, pickling, ``.to()``,
     ``torch.compile`` and ``torch.export`` work as before. Patch before compiling.
 
     In evaluation BatchNorm is folded, and folded again when a weight changes (see hrnet_fast.refold for the exceptions).
-    The original forward runs where the sizes of the streams are not those of an HRNet, where modules inside have got
-    hooks or other classes since, and under torch.jit and ONNX export.
+    The original forward runs where the sizes of the streams are not those of an HRNet, where anything inside was changed
+    since (hooks, classes, settings, children, a forward of an instance's own), while there are hooks on every module, and
+    under torch.jit and ONNX export.
 
     Args:
         model: a network, or one of the modules named above. Patching it again does no harm.
@@ -49,7 +50,8 @@ def patch(model: nn.Module) -> PatchReport:
     for name, module in places:
         first.setdefault(module, name)
     # inner modules first: a network is tried with what its parts have become
-    found = {module: list(_visit(name, module, adapters)) for module, name in reversed(first.items())}
+    known: dict = {}
+    found = {module: list(_visit(name, module, adapters, known)) for module, name in reversed(first.items())}
     return PatchReport([
         row if name == first[module] else replace(row, name=name, detail=f"the same module as {first[module]}")
         for name, module in places for row in found[module]
@@ -75,14 +77,14 @@ def _places(model: nn.Module) -> list[tuple[str, nn.Module]]:
     return places
 
 
-def _visit(name: str, module: nn.Module, adapters: list[Adapter]) -> Iterator[Row]:
+def _visit(name: str, module: nn.Module, adapters: list[Adapter], known: dict) -> Iterator[Row]:
     reason = _why_closed(module)
     if reason is not None:
         yield Row(name, type(module).__name__, False, reason)
         return
     for adapter in adapters:
         if adapter.is_candidate(module):
-            done, detail = apply(module, adapter)
+            done, detail = apply(module, adapter, known)
             yield Row(name, adapter.kind, done, detail)
 
 

@@ -8,10 +8,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from hrnet_fast.folding import FoldCache, has_hooks
+from hrnet_fast.folding import FoldCache
 from hrnet_fast.modules.exchange_plan import current_plan, exchange_streams, is_upsampling, why_not_down, why_not_up
 from hrnet_fast.patching import blocks, heads
+from hrnet_fast.patching.blocks import why_strangers
 from hrnet_fast.patching.swap import Adapter, register
+from hrnet_fast.structure import altered
 
 
 class Family(NamedTuple):
@@ -68,10 +70,14 @@ def _why_not_unit(module: nn.Module) -> str | None:
                 return f"fuse_layers.{i}.{j}: {reason}"
     if len({_upsampling(path) for i, row in enumerate(rows) for path in list(row)[i + 1 :]}) != 1:
         return "its up paths are upsampled in different ways"
-    hooked = [name for name, m in rows.named_modules() if has_hooks([m])]
-    if hooked or has_hooks([getattr(module, family.activation)]):
+    hooked = [name for name, m in rows.named_modules() if altered([m])]
+    if hooked or altered([getattr(module, family.activation)]):
         return f"hooks on {f'fuse_layers.{hooked[0]}' if hooked else family.activation} would no longer be called"
-    return None
+    return why_strangers(module, {"branches", "fuse_layers", family.activation})
+
+
+def _unit_parts(module: nn.Module) -> list[nn.Module]:
+    return [module.fuse_layers, getattr(module, _family(module).activation)]
 
 
 def _why_not_path(path: nn.Module | None, i: int, j: int) -> str | None:
@@ -86,7 +92,7 @@ def _why_not_path(path: nn.Module | None, i: int, j: int) -> str | None:
         if (
             len(path) > 3
             or not is_upsampling(path[2])
-            or path[2].size
+            or getattr(path[2], "size", None)
             or scale not in (2 ** (j - i), (2 ** (j - i),) * 2)
         ):
             return f"its upsampling is {path[2:]}, expected one by {2 ** (j - i)}"
@@ -132,8 +138,7 @@ def _unit_example(module: nn.Module, random: Callable[..., Tensor]) -> tuple[dic
 def _unit_forward(module: nn.Module, plain: Callable, settings: UnitSettings, folds: FoldCache, x: list[Tensor]):
     rows, family = module.fuse_layers, _family(module)
     plan = current_plan(rows, folds)
-    altered = has_hooks([getattr(module, family.activation)]) if plan is not None else _why_not_unit(module) is not None
-    if altered or not _fits(rows, x, settings.scaled):
+    if not _fits(rows, x, settings.scaled):
         return plain(module, x)
     streams = x if family.overwrites else list(x)
     for i, branch in enumerate(module.branches):
@@ -171,16 +176,16 @@ def _describe_head(module: nn.Module, settings: Any) -> str:
 
 
 ADAPTERS = register(
-    Adapter("exchange unit", lambda m: hasattr(m, "fuse_layers"), _why_not_unit, _unit_settings, _unit_example,
-            _unit_forward, _describe_unit),
+    Adapter("exchange unit", lambda m: hasattr(m, "fuse_layers"), _why_not_unit, _unit_settings, _unit_parts,
+            _unit_example, _unit_forward, _describe_unit),
     Adapter("HRNetV2", lambda m: hasattr(m, "stage4"), heads.why_not_network,
-            lambda m: align_corners_of(type(m).forward), heads.network_example,
+            lambda m: align_corners_of(type(m).forward), heads.network_parts, heads.network_example,
             lambda m, plain, corners, *rest: heads.network_forward(m, plain, current_align_corners(corners), *rest),
             _describe_head),
     Adapter("FCN head", lambda m: getattr(m, "input_transform", None) == "resize_concat", heads.why_not_fcn,
-            lambda m: [None], heads.fcn_example, heads.fcn_forward, _describe_head),
+            lambda m: [None], lambda m: list(m.children()), heads.fcn_example, heads.fcn_forward, _describe_head),
     Adapter("HRFPN", lambda m: hasattr(m, "reduction_conv"), heads.why_not_hrfpn, lambda m: [None],
-            heads.hrfpn_example, heads.hrfpn_forward, _describe_head),
-    Adapter("residual block", blocks.is_block, blocks.why_not_block, lambda m: [None], blocks.block_example,
-            blocks.block_forward, lambda m, settings: "BatchNorm, ReLU and the sum in the convolutions"),
+            lambda m: [m.reduction_conv], heads.hrfpn_example, heads.hrfpn_forward, _describe_head),
+    Adapter("residual block", blocks.is_block, blocks.why_not_block, lambda m: [None],
+            lambda m: list(m.children()), blocks.block_example, blocks.block_forward, lambda m, settings: "BatchNorm, ReLU and the sum in the convolutions"),
 )  # fmt: skip

@@ -5,8 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hrnet_fast.folding import FoldCache, has_hooks, why_not_foldable
+from hrnet_fast.folding import FoldCache, why_not_foldable
 from hrnet_fast.modules.blocks import Pair, current_chain
+from hrnet_fast.structure import altered
 
 
 def is_block(module: nn.Module) -> bool:
@@ -22,6 +23,8 @@ def why_not_block(module: nn.Module) -> str | None:
              if all(m is not k for k in known) and type(m) not in (nn.ReLU, nn.Identity)]  # fmt: skip
     if extra:
         return f"it has a {extra[0]} inside, which the residual blocks of HRNet have not"
+    if (strangers := why_strangers(module, {name for name, _ in module.named_children()})) is not None:
+        return strangers
     if len(pairs) not in (2, 3) or (module.downsample is not None and shortcut is None):
         return "it is not two or three convolutions with a norm each, and at most one on the shortcut"
     for pair in [*pairs, *([shortcut] if shortcut else [])]:
@@ -29,7 +32,7 @@ def why_not_block(module: nn.Module) -> str | None:
         if reason is not None:
             return reason
     inner = [m for m in module.modules() if m is not module]
-    return "hooks inside of the block would no longer be called" if has_hooks(inner) else None
+    return "hooks inside of the block would no longer be called" if altered(inner) else None
 
 
 def _pairs(module: nn.Module) -> list[Pair]:
@@ -49,7 +52,14 @@ def block_example(module: nn.Module, random: Callable[..., Tensor]) -> tuple[dic
 
 def block_forward(module: nn.Module, plain: Callable, settings: Any, folds: FoldCache, x: Tensor) -> Tensor:
     """[N, C, H, W] to [N, C', H', W']."""
-    if module.training or (folds.get(module) is None and why_not_block(module) is not None):
+    if module.training:
         return plain(module, x)
     plan = current_chain(module, folds, _pairs(module), True, _shortcut(module))
     return plain(module, x) if plan is None else plan(x)
+
+
+def why_strangers(module: nn.Module, known: set[str]) -> str | None:
+    """What a module has besides the children of these names: nobody knows what its forward does with that."""
+    found = [*(n for n, _ in module.named_children() if n not in known),
+             *(n for n, p in module._parameters.items() if p is not None), *module._buffers]  # fmt: skip
+    return f"it has {', '.join(found)}, which no HRNet has there" if found else None

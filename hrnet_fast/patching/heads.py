@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hrnet_fast.folding import FoldCache, has_hooks, why_not_fold, why_not_foldable
+from hrnet_fast.folding import FoldCache, why_not_fold, why_not_foldable
 from hrnet_fast.modules.heads import exchange_concat, exchange_head, fold_concat_head, is_conv1x1
 from hrnet_fast.modules.hrfpn import reduce_streams
+from hrnet_fast.structure import altered
 
 _NETWORK = {"conv1", "bn1", "conv2", "bn2", "relu", "layer1", *(f"transition{k}" for k in (1, 2, 3)),
             *(f"stage{k}" for k in (2, 3, 4))}  # fmt: skip
@@ -55,7 +56,7 @@ def _why_not_stem(leaves: list[nn.Module]) -> str | None:
 
 
 def _why_hooked(modules: list[nn.Module]) -> str | None:
-    return "hooks inside of the head would no longer be called" if has_hooks(modules) else None
+    return "hooks inside of the head would no longer be called" if altered(modules) else None
 
 
 def _no_larger(streams: list[Tensor]) -> bool:
@@ -85,6 +86,11 @@ def why_not_network(module: nn.Module) -> str | None:
     return _why_not_stem(list(head)[:3]) or _why_hooked(list(head.modules()))
 
 
+def network_parts(module: nn.Module) -> list[nn.Module]:
+    """The head; all else is called as it is."""
+    return [_network_head(module)]
+
+
 def network_example(module: nn.Module, random: Callable[..., Tensor]) -> tuple[dict[str, nn.Module], tuple]:
     """A small image."""
     return {}, (random(2, module.conv1.in_channels, 64, 96),)
@@ -93,8 +99,6 @@ def network_example(module: nn.Module, random: Callable[..., Tensor]) -> tuple[d
 def network_forward(module: nn.Module, plain: Callable, align_corners: bool, folds: FoldCache, x: Tensor) -> Tensor:
     """Image [N, C, H, W] to logits [N, classes, H / 4, W / 4]."""
     head = _network_head(module)
-    if folds.get(head) is None and why_not_network(module) is not None:
-        return plain(module, x)
     x = module.relu(module.bn1(module.conv1(x)))
     streams = [module.layer1(module.relu(module.bn2(module.conv2(x))))]
     for transition, stage in (
@@ -136,7 +140,7 @@ def _split(module: nn.Module, reduction: nn.Module, count: int) -> list[int]:
 def fcn_forward(module: nn.Module, plain: Callable, settings: Any, folds: FoldCache, inputs: list[Tensor]) -> Tensor:
     """Streams [N, C_j, H_j, W_j] to logits [N, classes, H_0, W_0]."""
     streams = [inputs[i] for i in module.in_index]
-    if (folds.get(module) is None and why_not_fcn(module) is not None) or not _no_larger(streams):
+    if not _no_larger(streams):
         return plain(module, inputs)
     dropout = getattr(module, "dropout", None)
     head = _Head(module, *_leaves(module.convs), dropout, module.conv_seg)
@@ -172,7 +176,7 @@ def hrfpn_forward(module: nn.Module, plain: Callable, settings: Any, folds: Fold
     fits = all((x.shape[2] << j, x.shape[3] << j) == tuple(size) for j, x in enumerate(inputs))
     weights = folds.current(module.reduction_conv, lambda: is_conv1x1(conv), lambda: _split_weight(conv, inputs))
     checkpointing = getattr(module, "with_cp", getattr(module, "with_checkpoint", False)) and torch.is_grad_enabled()
-    if not fits or checkpointing or (weights is None and why_not_hrfpn(module) is not None):
+    if not fits or checkpointing:
         return plain(module, inputs)
     reduced = exchange_concat(conv, inputs, False) if weights is None else reduce_streams(inputs, *weights)
     pooled = [reduced] + [

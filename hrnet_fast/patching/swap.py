@@ -1,24 +1,20 @@
-"""How a module is patched: its class becomes a subclass of its own, once both were seen to compute the same."""
+"""How a module is patched: its class becomes a subclass of its own, once both were seen to compute the same function."""
 
 import functools
 import inspect
 import types
-from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from hrnet_fast.folding import FoldCache
+from hrnet_fast.patching.trial import why_not_equal
 from hrnet_fast.standard import standard_operators_wanted
-from hrnet_fast.tolerances import relative_error
+from hrnet_fast.structure import signature
 
-# On a small input; what rounding makes of half precision, and far less than what another formula would make.
-TOLERANCE = 2e-2
-_STATE, _FOLDS = "_hrnet_fast_settings", "_hrnet_fast_folds"
-_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+_STATE, _FOLDS, _TRIED = "_hrnet_fast_settings", "_hrnet_fast_folds", "_hrnet_fast_tried"
 
 
 @dataclass(frozen=True)
@@ -31,6 +27,8 @@ class Adapter:
     why_not: Callable[[nn.Module], str | None]
     # what forward may need to know; where structure leaves more than one possibility, all of them
     settings: Callable[[nn.Module], Iterable[Any]]
+    # the children whose calls forward takes over, in part or whole
+    parts: Callable[[nn.Module], list[nn.Module]]
     # children to be replaced and the arguments, to try a module on
     example: Callable[[nn.Module, Callable[..., Tensor]], tuple[dict[str, nn.Module], tuple]]
     forward: Callable[..., Any]  # (module, plain, settings, folds, *args, **kwargs)
@@ -61,29 +59,57 @@ def register(*adapters: Adapter) -> tuple[Adapter, ...]:
     return adapters
 
 
-def apply(module: nn.Module, adapter: Adapter) -> tuple[bool, str]:
-    """Patches a module; whether it is patched now, and what it became or why it was left alone."""
+def apply(module: nn.Module, adapter: Adapter, known: dict[Any, str | None]) -> tuple[bool, str]:
+    """Patches a module; whether it is patched now, and what it became or why it was left alone.
+
+    Args:
+        module: stays what it is until nothing more can fail.
+        adapter: how it is patched.
+        known: of modules that were tried before, why they are not equal; the same one for a whole model.
+    """
     if isinstance(module, Patched):
         return True, f"{adapter.describe(module, vars(module)[_STATE])} (patched already)"
-    reason = _why_not_swap(module) or adapter.why_not(module)
-    if reason is not None:
-        return False, reason
-    for settings in adapter.settings(module):
-        reason = _why_not_equal(module, adapter, settings)
-        if reason is None:
-            _install(module, adapter, settings)
-            return True, adapter.describe(module, settings)
+    try:
+        reason = _why_not_swap(module) or adapter.why_not(module)
+        if reason is not None:
+            return False, reason
+        for settings in adapter.settings(module):
+            reason = _tried(module, adapter, settings, known)
+            if reason is None:
+                detail = adapter.describe(module, settings)
+                _install(module, adapter, settings)
+                return True, detail
+    except Exception as error:  # of a module that has an HRNet's attributes, and something else in them
+        return False, f"it cannot be looked at ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
     return False, reason or "none of the forms that are known fits it"
+
+
+def _tried(module: nn.Module, adapter: Adapter, settings: Any, known: dict[Any, str | None]) -> str | None:
+    """Why the fast form computes something else; of modules that differ in their weights alone, one is tried."""
+    parts = adapter.parts(module)
+    try:
+        key = (adapter.kind, settings, type(module), signature(module, parts))
+        # what is tried beyond the parts is not in the key
+        whole = all(any(child is p for p in parts) for name, child in module.named_children() if name != "branches")
+        if whole and key in known:
+            return known[key]
+    except TypeError:  # a setting that cannot be hashed
+        whole = False
+    reason = why_not_equal(module, adapter.example, lambda twin: _install(twin, adapter, settings))
+    if whole:
+        known[key] = reason
+    return reason
 
 
 def restore(module: nn.Module) -> None:
     """Undoes ``apply``."""
     module.__class__ = module._hrnet_fast_base
-    for name in (_STATE, _FOLDS):
+    for name in (_STATE, _FOLDS, _TRIED):
         vars(module).pop(name)
 
 
 def _install(module: nn.Module, adapter: Adapter, settings: Any) -> None:
+    vars(module)[_TRIED] = signature(module, adapter.parts(module))
     vars(module)[_STATE], vars(module)[_FOLDS] = settings, FoldCache()
     module.__class__ = _patched_class(type(module), adapter.kind)
 
@@ -106,9 +132,26 @@ def _patched_class(base: type[nn.Module], kind: str) -> type[nn.Module]:
 
 
 def _run(fast: Callable, plain: Callable, module: nn.Module, *args, **kwargs):
-    if standard_operators_wanted():
+    own = vars(module)
+    if standard_operators_wanted() or not _is_as_tried(module, own):
         return plain(module, *args, **kwargs)
-    return fast(module, plain, getattr(module, _STATE), getattr(module, _FOLDS), *args, **kwargs)
+    return fast(module, plain, own[_STATE], own[_FOLDS], *args, **kwargs)
+
+
+def _is_as_tried(module: nn.Module, own: dict[str, Any]) -> bool:
+    """Whether nobody has changed what a patched module is, since it was tried."""
+    parts = module._hrnet_fast_adapter.parts
+
+    def compare() -> bool:
+        return signature(module, parts(module)) == own[_TRIED]
+
+    def watched() -> Iterable[nn.Module]:
+        return [module, *(m for part in parts(module) for m in part.modules())]
+
+    try:
+        return own[_FOLDS].tried.get(module, compare, watched)
+    except (AttributeError, TypeError):  # what it was made of is gone
+        return False
 
 
 def _rebuild(base: type[nn.Module], kind: str) -> nn.Module:
@@ -125,46 +168,3 @@ def _why_not_swap(module: nn.Module) -> str | None:
     if any(t.is_meta for t in (*module.parameters(), *module.buffers())):
         return "its parameters are on the meta device: patch it when it has its weights"
     return None
-
-
-def _why_not_equal(module: nn.Module, adapter: Adapter, settings: Any) -> str | None:
-    """Runs the module and its patched form on a small random input. Neither hooks nor statistics notice."""
-    like = next((p for p in module.parameters() if p.is_floating_point()), torch.empty(0))
-    generator = torch.Generator().manual_seed(0)
-
-    def random(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(like.device, like.dtype)
-
-    try:
-        with torch.no_grad(), torch.autocast(like.device.type, enabled=False):
-            children, args = adapter.example(module, random)
-            outputs = []
-            for fast in (False, True):
-                twin = _twin(module, {})
-                twin._modules.update(children)
-                if fast:
-                    _install(twin, adapter, settings)
-                outputs.append(twin.forward(*(list(a) if isinstance(a, list) else a for a in args)))
-    except Exception as error:  # whatever a module that only looks like an HRNet's makes of a small input
-        lines = str(error).splitlines() or [""]
-        return f"it cannot be tried on a small input ({type(error).__name__}: {lines[0]})"
-    plain, fast = outputs
-    if type(plain) is not type(fast) or len(plain) != len(fast):
-        return "its forward returns something else than it does in any HRNet that is known"
-    pairs = [(plain, fast)] if isinstance(plain, Tensor) else zip(plain, fast, strict=True)
-    error = max(relative_error(b, a) for a, b in pairs)
-    if error > TOLERANCE:
-        return f"its forward computes something else than its structure says (relative difference {error:.1g})"
-    return None
-
-
-def _twin(module: nn.Module, memo: dict[nn.Module, nn.Module]) -> nn.Module:
-    """The module in evaluation, with the same tensors, without hooks; the module itself is not touched."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return module
-    if module not in memo:
-        memo[module] = twin = object.__new__(type(module))
-        vars(twin).update(vars(module), training=False, **{name: OrderedDict() for name in _HOOKS})
-        vars(twin).update({name: FoldCache() for name, value in vars(module).items() if isinstance(value, FoldCache)})
-        twin._modules = {k: None if m is None else _twin(m, memo) for k, m in module._modules.items()}
-    return memo[module]

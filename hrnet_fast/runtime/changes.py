@@ -2,23 +2,7 @@
 
 from typing import NamedTuple
 
-import torch
 from torch import nn
-from torch.optim.optimizer import register_optimizer_step_post_hook
-from torch.utils.weak import WeakIdKeyDictionary
-
-# torch's fused optimizers write into parameters without raising their _version: parameter -> steps that were seen
-_FUSED_STEPS = WeakIdKeyDictionary()
-
-
-def _count(optimizer: torch.optim.Optimizer, args: tuple, kwargs: dict) -> None:
-    for group in optimizer.param_groups:
-        if group.get("fused"):
-            for parameter in group["params"]:
-                _FUSED_STEPS[parameter] = _FUSED_STEPS.get(parameter, 0) + 1
-
-
-register_optimizer_step_post_hook(_count)
 
 
 class Fingerprint(NamedTuple):
@@ -44,7 +28,5 @@ class Fingerprint(NamedTuple):
             hooks,
             (tuple(everywhere._global_forward_hooks), tuple(everywhere._global_forward_pre_hooks)),
         )
-        versions = tuple(
-            (None if t.is_inference() else t._version, t.data_ptr(), _FUSED_STEPS.get(t, 0)) for _, t in tensors
-        )
+        versions = tuple((None if t.is_inference() else t._version, t.data_ptr()) for _, t in tensors)
         return cls(structure, versions)
