@@ -1,10 +1,12 @@
-"""A switch for those who record networks: within it every module of ours computes by standard operators only."""
+"""When every module of ours computes by standard operators only, and a switch for those who record networks."""
 
 import contextlib
 import threading
 from collections.abc import Iterator
 
 import torch
+
+from hrnet_fast.autograd import transformed
 
 _local = threading.local()
 
@@ -21,7 +23,11 @@ def standard_operators() -> Iterator[None]:
 
 
 def standard_operators_wanted() -> bool:
-    """Whether a network is being recorded: by ``standard_operators``, by torch.jit.trace, or for an ONNX file."""
-    if getattr(_local, "wanted", False) or torch.jit.is_tracing():
+    """Whether modules of ours must use standard operators only.
+
+    So it is where a network is recorded, by ``standard_operators``, by torch.jit.trace, or for an ONNX file; and in
+    forward-mode differentiation and vmap, of which folded convolutions know nothing.
+    """
+    if getattr(_local, "wanted", False) or torch.jit.is_tracing() or transformed():
         return True
     return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
