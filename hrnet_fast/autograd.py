@@ -5,6 +5,7 @@ import functools
 import torch
 from torch.autograd import Function, forward_ad
 
+_functorch = torch._C._are_functorch_transforms_active
 _VMAP, _GRAD = torch._C._functorch.TransformType.Vmap, torch._C._functorch.TransformType.Grad
 _OLD_VMAP = torch._C._dispatch_key_parse("VmapMode")  # torch.autograd.grad(is_grads_batched=True)
 
@@ -16,14 +17,12 @@ def transformed() -> bool:
     """
     if forward_ad._current_level >= 0:
         return True
-    return torch._C._are_functorch_transforms_active() and (
-        torch.compiler.is_compiling() or any(kind != _GRAD for kind in _transforms())
-    )
+    return _functorch() and (torch.compiler.is_compiling() or any(kind != _GRAD for kind in _transforms()))
 
 
 def batched() -> bool:
     """Whether vmap is under way, which knows no memory format but the contiguous one."""
-    if torch._C._are_functorch_transforms_active():
+    if _functorch():
         return torch.compiler.is_compiling() or _VMAP in _transforms()
     return not torch.compiler.is_compiling() and torch._C._dispatch_tls_is_dispatch_key_included(_OLD_VMAP)
 
