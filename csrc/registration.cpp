@@ -36,6 +36,11 @@ Mode mode_of(const std::string& mode, bool align_corners) {
   return align_corners ? Mode::kBilinearAlignCorners : Mode::kBilinear;
 }
 
+// One channel of zeros and its weight, in place of a sum without summands; eight bytes of zero in every dtype.
+constexpr double kZero = 0;
+Image zeros_like(const Image& x) { return {&kZero, x.n, 1, x.h, x.w, 0, 0, 0, 0}; }
+Matrix zeros(int64_t rows) { return {&kZero, rows, 1, 0, 0}; }
+
 Tensor exchange_cpu(std::vector<Tensor> inputs, std::vector<Tensor> weights, int64_t weighted,
                     std::optional<Tensor> bias, std::optional<Tensor> projection, std::optional<Tensor> projection_bias,
                     int64_t height, int64_t width, std::string mode, bool align_corners, bool relu, bool allow_tf32) {
@@ -64,6 +69,7 @@ Tensor exchange_cpu(std::vector<Tensor> inputs, std::vector<Tensor> weights, int
       STD_TORCH_CHECK(dtype_of(w) == q.dtype && w.size(0) == q.channels, "exchange: a weight of inputs[", j,
                       "] that does not fit the others");
       q.weight[j] = matrix_of(w, x.size(1));
+      if (x.size(1) == 0) q.input[j] = zeros_like(q.input[j]), q.weight[j] = zeros(q.channels);
     } else {
       STD_TORCH_CHECK(x.size(1) == q.channels, "exchange: inputs[", j, "] has no weight and other channels");
     }
@@ -76,6 +82,10 @@ Tensor exchange_cpu(std::vector<Tensor> inputs, std::vector<Tensor> weights, int
   if (projection) {
     q.projection = matrix_of(*projection, q.channels);
     q.projection_bias = vector_of(projection_bias, q.projection.rows);
+    if (q.channels == 0) {
+      q.input[0] = zeros_like(q.input[0]), q.weight[0] = {}, q.bias = {};
+      q.projection = zeros(q.projection.rows), q.count = 1, q.channels = 1;
+    }
   }
 
   q.channels_last = is_channels_last(format ? *format : inputs[0]);
@@ -97,15 +107,15 @@ std::vector<Tensor> exchange_backward_cpu(Tensor grad, std::optional<Tensor> out
   q.dtype = dtype_of(grad);
   q.mode = mode_of(mode, align_corners);
   q.n = grad.size(0), q.c = grad.size(1), q.h = grad.size(2), q.w = grad.size(3);
-  q.channels_last = is_channels_last(grad);
-  const Tensor like = empty_output(grad, q.n, q.c, q.h, q.w, q.channels_last);
-  const auto dense = [&](const Tensor& x) {
-    for (int64_t d = 0; d < 4; ++d)
-      if (x.size(d) != like.size(d) || (x.size(d) > 1 && x.stride(d) != like.stride(d))) return false;
-    return dtype_of(x) == q.dtype;
-  };
-  STD_TORCH_CHECK(dense(grad) && (!output || dense(*output)),
-                  "exchange_backward: gradient and output must be dense, of one shape, layout and dtype");
+  STD_TORCH_CHECK(!output || (output->dim() == 4 && output->size(0) == q.n && output->size(1) == q.c &&
+                              output->size(2) == q.h && output->size(3) == q.w && dtype_of(*output) == q.dtype),
+                  "exchange_backward: gradient and output must be of one shape and dtype");
+  // The kernel walks through both at once, as the output lies in memory. A gradient comes with any strides.
+  q.channels_last = is_channels_last(output ? *output : grad);
+  const auto layout =
+      q.channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous;
+  grad = torch::stable::contiguous(grad, layout);
+  if (output) output = torch::stable::contiguous(*output, layout);
   std::vector<Tensor> results;
   for (size_t j = 0; 2 * j < sizes.size(); ++j) {
     const int64_t h = sizes[2 * j], w = sizes[2 * j + 1];
@@ -119,8 +129,8 @@ std::vector<Tensor> exchange_backward_cpu(Tensor grad, std::optional<Tensor> out
   if (same) {
     STD_TORCH_CHECK(output,
                     "exchange_backward: without a ReLU the gradient of same-size inputs is the gradient itself");
-    results.push_back(like);
-    q.same = like.mutable_data_ptr();
+    results.push_back(empty_output(grad, q.n, q.c, q.h, q.w, q.channels_last));
+    q.same = results.back().mutable_data_ptr();
   }
   if (grad.numel() > 0) run_backward(q);
   return results;

@@ -1,9 +1,34 @@
-"""Calls of autograd functions at half of torch's price."""
+"""Calls of autograd functions at half of torch's price, and when only torch's own operators can be differentiated."""
 
 import functools
 
 import torch
-from torch.autograd import Function
+from torch.autograd import Function, forward_ad
+
+_functorch = torch._C._are_functorch_transforms_active
+_VMAP, _GRAD = torch._C._functorch.TransformType.Vmap, torch._C._functorch.TransformType.Grad
+_OLD_VMAP = torch._C._dispatch_key_parse("VmapMode")  # torch.autograd.grad(is_grads_batched=True)
+
+
+def transformed() -> bool:
+    """Whether forward-mode derivatives or vmap are under way, which kernels do not know: standard operators do.
+
+    Reverse-mode derivatives, those of torch.func too, are the kernels' own. The usual answer costs 0.1 us.
+    """
+    if forward_ad._current_level >= 0:
+        return True
+    return _functorch() and (torch.compiler.is_compiling() or any(kind != _GRAD for kind in _transforms()))
+
+
+def batched() -> bool:
+    """Whether vmap is under way, which knows no memory format but the contiguous one."""
+    if _functorch():
+        return torch.compiler.is_compiling() or _VMAP in _transforms()
+    return not torch.compiler.is_compiling() and torch._C._dispatch_tls_is_dispatch_key_included(_OLD_VMAP)
+
+
+def _transforms() -> list:
+    return [layer.key() for layer in torch._C._functorch.get_interpreter_stack() or ()]
 
 
 def apply(function: type[Function], *arguments):

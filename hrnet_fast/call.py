@@ -5,6 +5,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from hrnet_fast.autograd import batched
+
 MAX_INPUTS = 8
 MODES = ("bilinear", "nearest")
 FLOAT_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -56,6 +58,11 @@ class ExchangeCall(NamedTuple):
 def is_channels_last(x: Tensor) -> bool:  # x [N, C, H, W]
     """Whether channels are innermost in memory. The kernels and the fakes decide the output's layout by this rule."""
     return x.stride(1) == 1 and x.stride(3) != 1
+
+
+def lay_out(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """x, dense in a memory format; under vmap, which has none, as it is."""
+    return x if batched() else x.contiguous(memory_format=layout)
 
 
 def output_memory_format(inputs: list[Tensor], height: int, width: int) -> torch.memory_format:

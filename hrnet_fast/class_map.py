@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hrnet_fast import library
+from hrnet_fast.autograd import transformed
 from hrnet_fast.backends import triton
 from hrnet_fast.call import FLOAT_DTYPES, BackendFailed
 
@@ -103,7 +104,7 @@ def _choose(scores: Tensor, name: str) -> Callable:
     if name == "auto":
         # the variable may name a backend that this operator does not have
         name = os.environ.get("HRNET_FAST_BACKEND") if os.environ.get("HRNET_FAST_BACKEND") in _BACKENDS else "auto"
-    if torch.jit.is_tracing() and name == "auto":
+    if name == "auto" and (torch.jit.is_tracing() or transformed()):
         return reference
     if name == "auto":
         return torch.ops.hrnet_fast.interpolate_argmax

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from hrnet_fast import products
-from hrnet_fast.autograd import apply
-from hrnet_fast.call import ExchangeCall, is_channels_last
+from hrnet_fast.autograd import apply, batched, transformed
+from hrnet_fast.backends import reference
+from hrnet_fast.call import ExchangeCall, is_channels_last, lay_out
 
 
 def save(ctx, inputs, output) -> None:
@@ -36,21 +37,13 @@ def backward(ctx, grad: Tensor):
             ExchangeCall.from_arguments(tensors, weights, ctx.weighted, bias, None, None, *ctx.settings)
         )
         through = [x for j, x in enumerate(tensors) if ctx.weighted >> j & 1]
-        wide = torch.promote_types(grad.dtype, torch.float32)
-        g = grad.to(wide)
-        d_projection = torch.einsum("nphw,nchw->pc", g, output.to(wide)).reshape_as(projection).to(projection.dtype)
+        g = grad.to(torch.promote_types(grad.dtype, torch.float32))
+        d_projection = _outer(g, output).reshape_as(projection).to(projection.dtype)
         d_projection_bias = None if projection_bias is None else g.sum((0, 2, 3)).to(projection_bias.dtype)
-        grad = torch.einsum("nphw,pc->nchw", g, projection.to(wide).flatten(1)).to(grad.dtype)
+        grad = _times(g, projection.flatten(1).t()).to(grad.dtype)
         output = output if relu else None
     else:
         *through, output = saved
-    # As the output lies in memory: the kernel walks through both at once.
-    layout = torch.contiguous_format
-    if is_channels_last(grad if output is None else output):
-        layout = torch.channels_last
-    grad = grad.contiguous(memory_format=layout)
-    output = None if output is None else output.contiguous(memory_format=layout)
-
     low = [size for size in ctx.sizes if size != (height, width)]
     # without a ReLU all inputs of full size have the incoming gradient itself
     same = relu and (len(low) < len(ctx.sizes) or ctx.bias_dtype is not None)
@@ -95,6 +88,8 @@ class _Exchange(torch.autograd.Function):
 
 def differentiable(call: ExchangeCall) -> Tensor:
     """The exchange, recorded by autograd. Graphs and autocast get the operator, which dispatch knows."""
+    if transformed() or batched():
+        return reference.run(call)
     inputs, weights, weighted, *rest = call.arguments()
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(inputs[0].device.type):
         return torch.ops.hrnet_fast.exchange(inputs, weights, weighted, *rest)
@@ -107,19 +102,25 @@ def _times(x: Tensor, weight: Tensor) -> Tensor:  # [N, C, H, W], [O, C] -> [N, 
 
 def _outer(dz: Tensor, x: Tensor) -> Tensor:  # [N, O, H, W], [N, C, H, W] -> [O, C], summed in float32 or wider
     wide = torch.promote_types(dz.dtype, torch.float32)
-    return torch.einsum("nohw,nchw->oc", dz.to(wide), x.to(wide))
+    dz, x = dz.to(wide), x.to(wide)
+    if batched():  # the vmap of is_grads_batched has neither einsum nor flatten
+        dz, x = (t.reshape(*t.shape[:2], t.shape[2] * t.shape[3]) for t in (dz, x))
+        return torch.matmul(dz, x.transpose(1, 2)).sum(0)
+    return torch.einsum("nohw,nchw->oc", dz, x)
 
 
 def exchange_backward(grad, output, sizes, mode, align_corners, same) -> list[Tensor]:
     """exchange_backward in standard operators, for devices without a kernel; computed in float32 or wider."""
     g = grad if output is None else torch.where(output <= 0, torch.zeros_like(grad), grad)
     wide = g.to(torch.promote_types(g.dtype, torch.float32))
-    layout = torch.channels_last if is_channels_last(grad) else torch.contiguous_format
-    found = [
-        _upsample_backward(wide, size, mode, align_corners).to(grad.dtype).contiguous(memory_format=layout)
-        for size in pairs(sizes)
-    ]
-    return [*found, g.contiguous(memory_format=layout)] if same else found
+    found = [_upsample_backward(wide, size, mode, align_corners).to(grad.dtype) for size in pairs(sizes)]
+    layout = backward_layout(grad, output)
+    return [lay_out(x, layout) for x in ([*found, g] if same else found)]
+
+
+def backward_layout(grad: Tensor, output: Tensor | None) -> torch.memory_format:
+    """Of the gradients: as the output lies in memory, for the kernels walk through both at once."""
+    return torch.channels_last if is_channels_last(grad if output is None else output) else torch.contiguous_format
 
 
 def pairs(sizes) -> list[tuple]:
@@ -131,6 +132,8 @@ def _upsample_backward(g: Tensor, low: tuple, mode: str, align_corners: bool) ->
     size, source = tuple(g.shape[2:]), (*g.shape[:2], *low)
     if source[2:] == size:
         return g.clone()
+    if g.numel() == 0:
+        return g.new_zeros(source)
     if mode == "nearest":
         return torch.ops.aten.upsample_nearest2d_backward(g, size, source)
     return torch.ops.aten.upsample_bilinear2d_backward(g, size, source, align_corners)
@@ -171,6 +174,8 @@ class _ExchangeBackward(torch.autograd.Function):
 
 
 def _differentiable_backward(grad, *arguments) -> Sequence[Tensor]:
+    if transformed() or batched():
+        return exchange_backward(grad, *arguments)
     if torch.compiler.is_compiling():
         return torch.ops.hrnet_fast.exchange_backward(grad, *arguments)
     if not torch.is_grad_enabled():  # a first derivative, as almost always

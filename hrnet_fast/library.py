@@ -8,10 +8,12 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from hrnet_fast import derivative
 from hrnet_fast.backends import reference
-from hrnet_fast.call import ExchangeCall, is_channels_last, output_memory_format
+from hrnet_fast.call import ExchangeCall, output_memory_format
 from hrnet_fast.on_import import on_import
 
 # weights holds those that there are; bit j of weighted is set where inputs[j] goes through the next of them
@@ -78,8 +80,46 @@ def _flops(inputs, weights, weighted, bias, projection, projection_bias, height,
     return 2 * macs
 
 
+class _ReverseOnly(torch.library.Library):
+    """Registers derivatives of torch.library so that they refuse tangents, which would be dropped without a word."""
+
+    def impl(self, op_name, fn, *arguments, **keywords):
+        def kernel(keyset, *args):
+            if forward_ad._current_level >= 0 and any(map(_has_tangent, tree_leaves(args))):
+                raise NotImplementedError(
+                    f"torch.ops.hrnet_fast.{op_name} has no forward-mode derivative; hrnet_fast.exchange has one"
+                )
+            return fn(keyset, *args)
+
+        super().impl(op_name, kernel, *arguments, **keywords)
+
+
+def _has_tangent(x) -> bool:
+    return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None
+
+
+def _register_vmap(name: str) -> None:
+    """The batching rule of an operator: one call after the other."""
+    op = getattr(torch.ops.hrnet_fast, name).default
+
+    def rule(info, in_dims, *args):
+        dims = tree_leaves(in_dims, is_leaf=lambda d: d is None)
+        leaves, structure = tree_flatten(args, is_leaf=lambda x: x is None)
+        results = [
+            op(
+                *tree_unflatten(
+                    [x if d is None else x.select(d, i) for x, d in zip(leaves, dims, strict=True)], structure
+                )
+            )
+            for i in range(info.batch_size)
+        ]
+        return tree_map(lambda *found: torch.stack(found), *results), 0
+
+    torch.library.register_vmap(f"hrnet_fast::{name}", rule, lib=_registrations)
+
+
 def _fake_backward(grad, output, sizes, mode, align_corners, same) -> list[Tensor]:
-    layout = torch.channels_last if is_channels_last(grad) else torch.contiguous_format
+    layout = derivative.backward_layout(grad, output)
     shapes = [*derivative.pairs(sizes), *([tuple(grad.shape[2:])] if same else [])]
     return [grad.new_empty((*grad.shape[:2], *size)).contiguous(memory_format=layout) for size in shapes]
 
@@ -99,8 +139,9 @@ def _dense_like(x: Tensor, channels: int) -> Tensor:
 
 
 def _complete(name: str) -> None:
-    """Fake and autocast of an operator with the schema of the exchange; its kernels come from elsewhere."""
+    """Fake, vmap and autocast of an operator with the schema of the exchange; its kernels come from elsewhere."""
     torch.library.register_fake(f"hrnet_fast::{name}", _fake)
+    _register_vmap(name)
     for device in ("cpu", "cuda"):
         _registrations.impl(name, _autocast_kernel(name, device), f"Autocast{device.upper()}")
 
@@ -109,12 +150,19 @@ for _name in GPU_OPERATORS:
     _registrations.define(_name + SCHEMA)
 for _name in (*OPERATORS, *GPU_OPERATORS):
     _complete(_name)
-torch.library.register_autograd("hrnet_fast::exchange", derivative.backward, setup_context=derivative.save)
+_derivatives = _ReverseOnly("hrnet_fast", "FRAGMENT")
+torch.library.register_autograd(
+    "hrnet_fast::exchange", derivative.backward, setup_context=derivative.save, lib=_derivatives
+)
 for _name in BACKWARD_OPERATORS:
     _registrations.impl(_name, derivative.exchange_backward, "CompositeExplicitAutograd")  # where there is no kernel
     torch.library.register_fake(f"hrnet_fast::{_name}", _fake_backward)
+    _register_vmap(_name)
 torch.library.register_autograd(
-    "hrnet_fast::exchange_backward", derivative.transpose, setup_context=derivative.save_linear
+    "hrnet_fast::exchange_backward",
+    derivative.transpose,
+    setup_context=derivative.save_linear,
+    lib=_derivatives,
 )
 
 

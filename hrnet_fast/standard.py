@@ -1,4 +1,4 @@
-"""A switch for those who record networks: within it every module of ours computes by standard operators only."""
+"""When every module of ours computes by standard operators only, and a switch for those who record networks."""
 
 import contextlib
 import threading
@@ -6,6 +6,8 @@ from collections.abc import Iterator
 
 import torch
 from torch.nn.modules import module as _every_module
+
+from hrnet_fast.autograd import transformed
 
 _local = threading.local()
 
@@ -22,10 +24,14 @@ def standard_operators() -> Iterator[None]:
 
 
 def standard_operators_wanted() -> bool:
-    """Whether a network is being recorded (by ``standard_operators``, torch.jit.trace, or for an ONNX file), or watched.
+    """Whether modules of ours must use standard operators only.
 
-    Hooks on every module must see the calls of modules that the fast forms take apart.
+    So it is where a network is recorded, by ``standard_operators``, by torch.jit.trace, or for an ONNX file; in
+    forward-mode differentiation and vmap, of which folded convolutions know nothing; and while there are hooks on every
+    module, which must see the calls of those that fast forms take apart.
     """
-    if getattr(_local, "wanted", False) or torch.jit.is_tracing() or _every_module._has_any_global_hook():
+    if getattr(_local, "wanted", False) or torch.jit.is_tracing() or transformed():
+        return True
+    if _every_module._has_any_global_hook():
         return True
     return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()

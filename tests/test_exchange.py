@@ -1,5 +1,7 @@
 """The operator against the float64 truth: every backend, instruction set, layout, mode and dtype."""
 
+import itertools
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -128,9 +130,67 @@ def test_nan_and_inf(way, layout):
     torch.testing.assert_close(out[finite], eager[finite], rtol=1e-5, atol=1e-5)
 
 
-def test_zero_batch(way):
-    out = hf.exchange([torch.randn(0, 4, 8, 8), torch.randn(0, 6, 4, 4)], [None, torch.randn(4, 6)], backend=way)
-    assert out.shape == (0, 4, 8, 8)
+def plain(inputs, weights, bias, projection, relu):
+    """In products that torch also makes of nothing."""
+
+    def times(weight, x):
+        return torch.einsum("oc,nchw->nohw", weight, x)
+
+    y = bias[:, None, None]
+    for x, weight in zip(inputs, weights, strict=True):
+        z = x if weight is None else times(weight, x)
+        y = y + (F.interpolate(z, (8, 6), mode="bilinear") if z.numel() else z.new_zeros((*z.shape[:2], 8, 6)))
+    y = y.relu() if relu else y
+    return y if projection is None else times(projection[0], y) + projection[1][:, None, None]
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
+@pytest.mark.parametrize("relu", [True, False], ids=["relu", "linear"])
+def test_every_dimension_of_zero(way, layout, relu):
+    """An empty sum is the bias; results and gradients are those of torch, and no memory is read that is not theirs."""
+    memory_format = torch.channels_last if layout == "channels_last" else torch.contiguous_format
+    for batch, channels, low, out, rows, identity in itertools.product(
+        (0, 2), (0, 3), (0, 3), (0, 4), (None, 0, 5), (True, False)
+    ):
+        inputs = [torch.randn(batch, c, *size).contiguous(memory_format=memory_format)
+                  for c, size in ((channels, (8, 6)), (low, (4, 3)), (out, (4, 3)))]  # fmt: skip
+        weights = [torch.randn(out, channels), torch.randn(out, low), None]
+        inputs, weights = (inputs, weights) if identity else (inputs[:2], weights[:2])
+        projection = None if rows is None else (torch.randn(rows, out), torch.randn(rows))
+        bias = torch.randn(out)
+        leaves = [t.requires_grad_() for t in (*inputs, *weights, bias, *(projection or ())) if t is not None]
+        expected = plain(inputs, weights, bias, projection, relu)
+        upstream = torch.randn_like(expected)
+        # torch has no path to what it never read, where ours has a gradient of zeros
+        gradients = torch.autograd.grad(expected, leaves, upstream, allow_unused=True, materialize_grads=True)
+        settings = {"projection": projection, "activation": "relu" if relu else None, "backend": way, "size": (8, 6)}
+        with torch.no_grad():
+            alone = hf.exchange(inputs, weights, bias, **settings)
+        found = hf.exchange(inputs, weights, bias, **settings)
+        assert found.stride() == alone.stride()
+        for y in (alone, found):
+            torch.testing.assert_close(y, expected, rtol=1e-5, atol=1e-5, check_stride=False)
+        for a, b in zip(torch.autograd.grad(found, leaves, upstream), gradients, strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4, check_stride=False)
+
+
+def test_no_summands_at_all(way):
+    bias = torch.tensor([-1.0, 2.0, 3.0, 0.0])
+    nothing = [torch.zeros(1, 0, 8, 8)], [torch.zeros(4, 0)]
+    out = hf.exchange(*nothing, bias, backend=way)
+    assert torch.equal(out, bias.relu()[:, None, None].expand(1, 4, 8, 8))
+    assert not hf.exchange(*nothing, backend=way).any()
+    out = hf.exchange(*nothing, bias, projection=torch.ones(2, 4), backend=way)
+    assert torch.equal(out, torch.full((1, 2, 8, 8), 5.0))
+    empty = [torch.zeros(1, 0, 8, 8)], [torch.zeros(0, 0)]
+    out = hf.exchange(*empty, projection=(torch.zeros(2, 0), bias[:2]), backend=way)
+    assert torch.equal(out, bias[:2, None, None].expand(1, 2, 8, 8))
+
+
+@pytest.mark.parametrize("size", [(0, 8), (8, 0)])
+def test_no_pixels_are_an_error_as_in_interpolate(way, size):
+    with pytest.raises(ValueError, match="every height and width must be at least 1"):
+        hf.exchange([torch.zeros(1, 4, *size)], backend=way)
 
 
 def test_result_never_aliases(way):

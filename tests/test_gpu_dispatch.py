@@ -340,3 +340,18 @@ def test_float32_products_on_gpus_are_no_convolutions(machine, layout):
         ):
             assert value.is_contiguous(memory_format=layout)
     assert "convolution" not in names and names.count("bmm") + names.count("mm") + names.count("addmm") == 5, names
+
+
+def test_empty_tensors_are_for_standard_operators():
+    """A launch of nothing is an error, and would be remembered as one of the kernels."""
+    with made_up_gpu():
+        full, empty = torch.empty(1, 4, 8, 8, device="cuda:0"), torch.empty(1, 0, 8, 8, device="cuda:0")
+        weight, none = torch.empty(4, 0, device="cuda:0"), torch.empty(0, 4, device="cuda:0")
+        for arguments, projection in (
+            (([full, empty], [None, weight]), None),
+            (([full], [none]), None),
+            (([full],), none),
+            (([full[:0]],), None),
+        ):
+            call = _validate(*arguments, *[None] * (3 - len(arguments)), (8, 8), "bilinear", False, "relu", projection)
+            assert gpu.why_not_tensors(call) == "a tensor is empty"

@@ -61,6 +61,16 @@ def test_opcheck_modes(mode):
     opcheck(OPS["exchange"], require_grad(call_of("odd", mode=mode)))
 
 
+@pytest.mark.parametrize(("channels", "out", "rows"), [(0, 4, None), (0, 4, 3), (3, 0, 2), (3, 4, 0), (0, 0, 2)])
+def test_opcheck_without_channels(channels, out, rows):
+    inputs = [torch.randn(2, channels, 8, 6), torch.randn(2, channels, 4, 3)]
+    weights = [torch.randn(out, channels) for _ in inputs]
+    projection = None if rows is None else torch.randn(rows, out)
+    call = ExchangeCall(inputs, weights, torch.randn(out), projection, None, 8, 6, "bilinear", False, True, False)
+    opcheck(OPS["exchange_fwd"], call)
+    opcheck(OPS["exchange"], require_grad(call))
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_fake_is_like_real(case):
     for layout in ("channels_last", "contiguous", "mixed"):

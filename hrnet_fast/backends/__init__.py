@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hrnet_fast import derivative, library
+from hrnet_fast.autograd import transformed
 from hrnet_fast.backends import cpu, cuda, gpu, preferences, reference, triton
 from hrnet_fast.call import BackendFailed, ExchangeCall
 
@@ -28,6 +29,9 @@ def choose(call: ExchangeCall, name: str = "auto") -> ModuleType:
     argument = "backend"
     if name == "auto":
         name, argument = os.environ.get("HRNET_FAST_BACKEND") or "auto", "HRNET_FAST_BACKEND"
+    kernels = not transformed()
+    if name == "auto" and not kernels:
+        return reference
     if name == "auto":
         x = call.inputs[0]
         for candidate in preferences.order(call, gpu.capability(gpu.index_of(x.device)) if x.is_cuda else None):
@@ -36,6 +40,8 @@ def choose(call: ExchangeCall, name: str = "auto") -> ModuleType:
     if name not in TABLE:
         raise ValueError(f"{argument}: expected 'auto' or one of {', '.join(map(repr, TABLE))}, got {name!r}")
     reason = TABLE[name].why_not(call)
+    if not kernels and name != "reference":
+        reason = "in forward-mode differentiation and vmap only standard operators are used; take backend='auto'"
     if reason is not None:
         raise RuntimeError(f"backend {name!r} cannot serve this call: {reason}")
     return TABLE[name]
@@ -48,7 +54,7 @@ def run(call: ExchangeCall, name: str = "auto") -> Tensor:  # [N, C_out or C_p, 
         ValueError: ``name`` is not in the table.
         RuntimeError: the named backend cannot serve the call.
     """
-    if name == "auto" and call.inputs[0].is_cuda and torch.compiler.is_compiling():
+    if name == "auto" and call.inputs[0].is_cuda and torch.compiler.is_compiling() and not transformed():
         # a graph keeps the operator, which chooses when it runs: what the machine has cannot be traced
         return (
             derivative.differentiable(call) if call.needs_grad else torch.ops.hrnet_fast.exchange_fwd(*call.arguments())
@@ -84,6 +90,8 @@ def _on_gpu(*arguments) -> Tensor:
 
 def _backward_on_gpu(grad: Tensor, *rest) -> list[Tensor]:
     """exchange_backward on CUDA tensors: by the first kernel that can, else in standard operators."""
+    if grad.numel() == 0:  # a launch of nothing is an error
+        return derivative.exchange_backward(grad, *rest)
     for name in preferences.backward(gpu.capability(gpu.index_of(grad.device))):
         if TABLE[name].why_not_backward(grad) is None:
             try:

@@ -144,7 +144,7 @@ def backward(*arguments) -> list[Tensor]:
 
 def backward_arguments(grad, output, sizes, mode, align_corners, same) -> tuple:
     """Those of exchange_backward as the arguments of ``exchange_backward_sums``."""
-    layout = torch.contiguous_format if grad.is_contiguous() else torch.channels_last
+    layout = derivative.backward_layout(grad, output)
     sizes = [*sizes, *(grad.shape[2:] if same else ())]
     return (
         gpu.dense(grad, layout),

@@ -89,6 +89,8 @@ def why_not_tensors(call: ExchangeCall) -> str | None:
         return f"it serves tensors on NVIDIA GPUs, these are on {x.device.type}"
     if torch.jit.is_tracing():
         return "under torch.jit tracing only standard operators are recorded"
+    if any(t is not None and t.numel() == 0 for t in (*call.inputs, *call.weights, call.projection)):
+        return "a tensor is empty"
     dtype = dtype_of(call)
     return None if dtype in DTYPES else f"it computes in float32, and this is {dtype}"
 

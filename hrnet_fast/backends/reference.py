@@ -1,7 +1,7 @@
 """The reference: the exchange in the plainest PyTorch there is, computed in float32 or wider.
 
 It is the truth that every other backend is compared with, it runs wherever PyTorch runs, and it is made of standard
-operators only, so that it can be scripted, traced and exported to ONNX.
+operators only, so that it can be traced and exported to ONNX, and is differentiated and batched in every way of torch.
 """
 
 import torch
@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hrnet_fast import products
-from hrnet_fast.call import ExchangeCall, output_memory_format
+from hrnet_fast.call import ExchangeCall, lay_out, output_memory_format
 
 
 def why_not(call: ExchangeCall | None) -> str | None:
@@ -31,8 +31,7 @@ def _compute(call: ExchangeCall, dtype: torch.dtype) -> Tensor:
     for x, weight in zip(call.inputs, call.weights, strict=True):
         z = x.to(wide) if weight is None else _conv1x1(x, weight, wide)
         if z.shape[2] != call.height or z.shape[3] != call.width:
-            corners = call.align_corners if call.mode == "bilinear" else None
-            z = F.interpolate(z, (call.height, call.width), mode=call.mode, align_corners=corners)
+            z = _interpolate(z, call)
         y = z if y is None else y + z
     if call.bias is not None:
         y = y + call.bias.to(wide).reshape(1, -1, 1, 1)
@@ -42,10 +41,17 @@ def _compute(call: ExchangeCall, dtype: torch.dtype) -> Tensor:
         y = _conv1x1(y, call.projection, wide)
         if call.projection_bias is not None:
             y = y + call.projection_bias.to(wide).reshape(1, -1, 1, 1)
-    y = y.to(dtype).contiguous(memory_format=output_memory_format(call.inputs, call.height, call.width))
+    y = lay_out(y.to(dtype), output_memory_format(call.inputs, call.height, call.width))
     # one identity input at full size without bias or ReLU: y would be the input itself
     return y.clone() if any(y is x for x in call.inputs) else y
 
 
 def _conv1x1(x: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
     return products.conv1x1(x.to(dtype), weight.to(dtype).reshape(weight.shape[0], weight.shape[1]))
+
+
+def _interpolate(z: Tensor, call: ExchangeCall) -> Tensor:
+    if z.shape[1] == 0:  # which torch refuses: with one more channel, of zeros
+        return _interpolate(F.pad(z, (0, 0, 0, 0, 0, 1)), call)[:, :0]
+    corners = call.align_corners if call.mode == "bilinear" else None
+    return F.interpolate(z, (call.height, call.width), mode=call.mode, align_corners=corners)

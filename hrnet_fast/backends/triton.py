@@ -160,7 +160,7 @@ def backward(*arguments) -> list[Tensor]:
 
 def compute_backward(grad, output, sizes, mode, align_corners, same) -> list[Tensor]:
     """exchange_backward by the kernel, on tensors of a supported dtype."""
-    layout = torch.contiguous_format if grad.is_contiguous() else torch.channels_last
+    layout = derivative.backward_layout(grad, output)
     grad, output = gpu.dense(grad, layout), gpu.dense(output, layout)
     lows = [torch.empty((*grad.shape[:2], *size), dtype=grad.dtype, device=grad.device, memory_format=layout)
             for size in derivative.pairs(sizes)]  # fmt: skip

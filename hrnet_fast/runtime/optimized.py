@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hrnet_fast.autograd import transformed
 from hrnet_fast.network.nodes import Constant, Constants, Graph, Refused, Value
 from hrnet_fast.network.passes import steps_of
 from hrnet_fast.network.record import record
@@ -199,8 +200,12 @@ class OptimizedModel(nn.Module):
             TypeError: not a tensor, or not of a floating dtype, where the example has such a tensor.
             ValueError: another structure, rank, number of channels or device; and what the model itself raises.
             RuntimeError: a shape that is not prepared yet, and the weights have changed since the last ``refresh``, or
-                the model is in training mode.
+                the model is in training mode; or forward-mode derivatives or vmap are under way.
         """
+        if transformed():
+            raise RuntimeError(
+                "an optimized model has neither derivatives nor vmap: call the model that it was made of"
+            )
         call = self._expected.check(args, kwargs)
         with self._lock:
             if self.engine == "model":  # nothing is prepared, and a model with state must not look like a stale one
