@@ -1,6 +1,7 @@
 // BatchNorm and ReLU behind convolutions in training: schemas and kernels for the CPU.
 #include <torch/csrc/stable/library.h>
 
+#include "checked.h"
 #include "cpu/runtime.h"
 #include "tensors.h"
 
@@ -20,7 +21,7 @@ NormProblem norm_of(const Tensor& x, const std::vector<int64_t>& widths, int64_t
   for (const int64_t width : widths) {
     STD_TORCH_CHECK(width >= 1, "batch_norm: expected segments of one channel or more, got ", width);
     q.segment[q.segments] = {begin, width, (relu >> q.segments & 1) != 0, nullptr, nullptr};
-    ++q.segments, begin += width;
+    ++q.segments, begin = checked_sum(begin, width);
   }
   STD_TORCH_CHECK(begin == q.channels, "batch_norm: segments of ", begin, " channels for ", q.channels);
   return q;

@@ -208,7 +208,7 @@ def main(argv=None) -> int:
     try:
         run = Run(args)
         miou = run.train(console)
-    except (ValueError, FileNotFoundError, FloatingPointError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:  # OSError: a full disk, too
         console.print(f"error: {error}", markup=False, soft_wrap=True)
         return 2
     finally:

@@ -97,6 +97,22 @@ def test_a_mismatch_lists_the_keys_and_changes_nothing(tmp_path, source):
     assert torch.equal(model.conv2.weight, source.conv2.weight)
 
 
+@pytest.mark.parametrize("strict", [True, False])
+def test_a_model_on_the_meta_device_is_refused(tmp_path, source, strict):
+    """It would report success and hold nothing; after ``to_empty``, as the message says, it holds the weights."""
+    torch.save(source.state_dict(), tmp_path / "weights.pth")
+    whole, partly = hf.create_model(SMALL).to("meta"), hf.create_model(SMALL)
+    partly.last_layer.to("meta")
+    for model, first in ((whole, "conv1.weight"), (partly, "last_layer.0.weight")):
+        with pytest.raises(ValueError, match=rf"model: on the meta device.*\({first}.*to_empty\(device='cpu'\)"):
+            hf.load_checkpoint(model, tmp_path / "weights.pth", strict=strict)
+    model = whole.to_empty(device="cpu")
+    assert hf.load_checkpoint(model, tmp_path / "weights.pth", strict=strict) == ([], [], [])
+    assert all(torch.equal(v, source.state_dict()[k]) for k, v in model.state_dict().items())
+    with torch.device("meta"), pytest.raises(ValueError, match="model: on the meta device"):
+        hf.create_model(SMALL, checkpoint=tmp_path / "weights.pth")
+
+
 def test_long_lists_are_cut(tmp_path):
     torch.save({"weight": torch.zeros(1)}, tmp_path / "weights.pth")
     with pytest.raises(ValueError, match=r"missing: conv1.weight, .* and \d+ more"):

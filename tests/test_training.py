@@ -1,6 +1,7 @@
 """examples/train_segmentation.py: the data, the loss and the metric are right, and a run survives what runs meet."""
 
 import csv
+import errno
 import os
 import signal
 import subprocess
@@ -103,6 +104,162 @@ def test_kill_9_while_a_checkpoint_is_written_leaves_the_previous_one(program, t
         assert (found["model"] == found["step"]).all()
         (tmp_path / "last.pt.part").unlink(missing_ok=True)
     assert torn, "no kill came in the middle of a write: the test proves nothing"
+
+
+# Runs whose only cost is what they write: the network is one convolution. They are forked, so that torch is imported
+# once; the process that forks them has no threads.
+QUICK = f"""
+import os, random, signal, sys, time
+sys.path[:0] = [{str(EXAMPLES)!r}, {str(Path(hf.__file__).parents[1])!r}]
+import torch, train_segmentation as program
+torch.set_num_threads(1)
+shapes = program.data.Shapes
+program.sources = lambda a: (shapes(16, a.crop, a.seed), shapes(4, a.crop, 99))
+program.Run._model = lambda self, gpu: torch.nn.Conv2d(3, shapes.CLASSES, 3, padding=1).train()
+program.Run.evaluate = lambda self: 0.5
+program.data.Positions.__getitem__ = lambda self, i: (torch.full((3, 64, 64), i / 99), (torch.arange(4096) + i).view(64, 64) % 4, i)
+
+program.main([*{SMALL!r}, "--steps", "1", "--out", "warm"])  # what torch imports late
+
+def forked(out, *more, before=lambda: None):
+    pid = os.fork()
+    if pid == 0:
+        before()
+        os._exit(program.main([*{SMALL!r}, "--steps", "60", "--save-every", "3", "--out", out, *more]))
+    return pid
+
+def status(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+"""
+
+
+def quick(body: str) -> str:
+    """What it prints."""
+    done = subprocess.run([sys.executable, "-c", QUICK + body], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout + done.stderr
+
+
+KILLS = """
+kills, chance = int(os.environ.get("HRNET_FAST_TEST_KILLS", "8")), random.Random(0)
+written = lambda path: os.path.exists(path) and os.stat(path)[:]
+def wait_for(log, before):
+    while written(log) == before:
+        time.sleep(0.0005)
+
+pid = forked("whole")
+wait_for("whole/log.csv", False)
+began = time.perf_counter()
+assert status(pid) == 0
+seconds = time.perf_counter() - began
+resume = lambda: ["--resume"] if os.path.exists("cut/last.pt") else []
+for attempt in range(kills):
+    before = written("cut/log.csv")
+    pid = forked("cut", *resume())
+    wait_for("cut/log.csv", before)  # it is written again before the first step
+    if attempt % 3:
+        time.sleep(chance.uniform(0, 2 * seconds / kills))
+    os.kill(pid, signal.SIGKILL)
+    assert status(pid) in (0, -signal.SIGKILL)
+    if resume():
+        step = torch.load("cut/last.pt", weights_only=True)["step"]
+        rows = [[line.split(",")[:2] for line in open(f + "/log.csv")][: step + 1] for f in ("cut", "whole")]
+        assert rows[0] == rows[1] and len(rows[0]) == step + 1, (attempt, step)
+        print("resumes from", step)
+assert status(forked("cut", *resume())) == 0
+"""
+
+
+def test_kill_9_at_any_moment_loses_no_row_before_the_checkpoint(program, tmp_path, monkeypatch):
+    """Random kills, each run resuming the one before; the end is that of a run that was never killed."""
+    monkeypatch.chdir(tmp_path)
+    printed = quick(KILLS)
+    assert "resumes from" in printed, "no kill came between a checkpoint and the end: the test proves nothing"
+    assert curve(tmp_path / "cut") == curve(tmp_path / "whole")
+    ours, theirs = (torch.load(tmp_path / f / "last.pt", weights_only=True)["model"] for f in ("cut", "whole"))
+    assert all(torch.equal(ours[k], theirs[k]) for k in theirs)
+
+
+def test_kill_9_while_the_log_is_written_again_keeps_it(program, tmp_path, monkeypatch):
+    """Between --resume and the first step; then a row that was cut off in the middle is dropped."""
+    path = tmp_path / "log.csv"
+    log = program.state.Log(path, 0)
+    for step in range(20):
+        log.write(step=step, loss=repr(step / 3), learning_rate="0.1", seconds="0.1", miou="")
+    before = path.read_bytes()
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    for name in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(program.state.os, name, killed)
+            with pytest.raises(KeyboardInterrupt):
+                program.state.Log(path, 20)
+        assert path.read_bytes() == before
+    path.write_bytes(before + b"1")  # of step 19 or of 1?
+    program.state.Log(path, 20)
+    assert path.read_bytes() == before
+    program.state.Log(path, 7)
+    assert [step for step, _ in curve(tmp_path)] == [str(k) for k in range(7)]
+
+
+# From step 9 on, with a checkpoint of step 9 on the disk, no file may grow over a limit.
+FULL = """
+import resource
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # else the process dies of it before it can say a word
+real = program.Run._one_step
+def full_from_step_9(self, *batch):
+    if self.step == 9:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (MOST, MOST))
+    return real(self, *batch)
+def full():
+    program.Run._one_step = full_from_step_9
+assert status(forked("run", before=full)) == 2
+print("left", *sorted(os.listdir("run")), torch.load("run/last.pt", weights_only=True)["step"], flush=True)
+assert status(forked("run", "--resume")) == 0  # there is room again
+"""
+
+
+@pytest.mark.parametrize("limit", [600, 2000], ids=["in the log", "in the checkpoint"])
+def test_a_full_disk_is_one_line_and_leaves_the_checkpoint(program, tmp_path, monkeypatch, limit):
+    monkeypatch.chdir(tmp_path)
+    printed = quick(FULL.replace("MOST", str(limit)))
+    assert printed.count("error: ") == printed.count("File too large") == 1 and "Traceback" not in printed, printed
+    assert "left last.pt log.csv 9" in printed
+    assert [step for step, _ in curve(tmp_path / "run")] == [str(k) for k in range(60)]
+
+
+@pytest.mark.parametrize("room", [0, 1, 700, 1 << 16])
+def test_a_checkpoint_that_does_not_fit_leaves_the_old_one(program, tmp_path, monkeypatch, room):
+    """Wherever in the file the disk is full, the error is the disk's own."""
+    path = tmp_path / "last.pt"
+    program.state.save(path, {"configuration": {}, "step": 1})
+    before, real = path.read_bytes(), open
+
+    class Full:
+        def __init__(self, file):
+            self._file, self._left = file, room
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            self._file.close()
+
+        def __getattr__(self, name):
+            return getattr(self._file, name)
+
+        def write(self, data):
+            self._left -= len(data)
+            if self._left < 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return self._file.write(data)
+
+    monkeypatch.setattr(program.state, "open", lambda *a, **k: Full(real(*a, **k)), raising=False)
+    with pytest.raises(OSError, match="No space left on device"):
+        program.state.save(path, {"configuration": {}, "step": 2, "model": torch.zeros(1 << 16)})
+    assert path.read_bytes() == before and list(tmp_path.iterdir()) == [path]
 
 
 def test_a_resume_of_another_configuration_lists_what_differs(program, few, tmp_path, capsys):

@@ -9,6 +9,7 @@
 namespace hrnet_fast {
 
 constexpr int kMaxSources = 4;
+constexpr int kMaxKernel = 15;
 constexpr int64_t kChannelBlock = 6;  // output channels whose weights lie together: 18, 36, 48, 72, 96 are multiples
 
 // Winograd: output tiles of 2x2 or 4x4 pixels. Pairs: factors in bfloat16, two channels a multiplication.
@@ -42,7 +43,8 @@ struct Convolution {
 
 constexpr int64_t kMaxConvolutions = 16;
 
-// Elements of a packed weight, and the packing of weight [c_out, c_in, kernel, kernel].
+// Elements of a packed weight (throws where they exceed 64 bits), and the packing of weight [c_out, c_in, kernel,
+// kernel].
 int64_t packed_weight_size(Algorithm algorithm, int64_t c_out, int64_t c_in, int kernel);
 void pack_weights(Algorithm algorithm, const float* weight, int64_t c_out, int64_t c_in, int kernel, float* packed);
 

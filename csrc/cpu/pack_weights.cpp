@@ -1,6 +1,7 @@
 // Weights of planned convolutions in the order in which the kernels read them.
 #include <cstring>
 
+#include "../checked.h"
 #include "convolution.h"
 #include "half.h"
 #include "problem.h"
@@ -8,7 +9,7 @@
 namespace hrnet_fast {
 namespace {
 
-int64_t blocks_of(int64_t c_out) { return (c_out + kChannelBlock - 1) / kChannelBlock; }
+int64_t blocks_of(int64_t c_out) { return (c_out - 1) / kChannelBlock + 1; }
 int rows_of(Algorithm algorithm) { return is_winograd(algorithm) ? tile_of(algorithm) + 2 : 0; }
 
 struct Packing {
@@ -84,8 +85,8 @@ void pack_blocks(int64_t begin, int64_t end, void* context) {
 
 int64_t packed_weight_size(Algorithm algorithm, int64_t c_out, int64_t c_in, int kernel) {
   const int n = rows_of(algorithm);
-  if (has_pairs(algorithm)) c_in = (c_in + 1) / 2;
-  return blocks_of(c_out) * (n == 0 ? kernel * kernel : n * n) * c_in * kChannelBlock;
+  const int64_t depth = has_pairs(algorithm) ? c_in / 2 + c_in % 2 : c_in;
+  return checked_product(blocks_of(c_out), n == 0 ? kernel * kernel : n * n, depth, kChannelBlock);
 }
 
 void pack_weights(Algorithm algorithm, const float* weight, int64_t c_out, int64_t c_in, int kernel, float* packed) {

@@ -38,10 +38,16 @@ def load_checkpoint(model: nn.Module, path: str | PathLike, strict: bool = True)
         FileNotFoundError: there is no such file.
         ValueError: the file is truncated, of a foreign kind, or would need code to be run; or, where ``strict``, its
             keys or shapes do not fit (another width or task, for instance) or its header asks for another
-            interpolation than the model's, in which case the model is left as it was.
+            interpolation than the model's, in which case the model is left as it was; or the model is on the meta
+            device.
         ImportError: a .safetensors file without the package safetensors.
     """
     own = model.state_dict()
+    without_memory = [k for k, v in own.items() if v.is_meta]
+    if without_memory:  # copies into them succeed and do nothing
+        raise ValueError(f"model: on the meta device, where weights have no memory to be loaded into "
+                         f"({reading.listed(without_memory)}); call model.to_empty(device='cpu') first, or create the "
+                         "model on another device")  # fmt: skip
     content, metadata = reading.read(path)
     state = to_official(reading.weights(content, path, own).state, own)
     missing, unexpected, mismatched = compare(state, own)

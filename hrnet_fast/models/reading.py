@@ -3,6 +3,7 @@
 import pickle
 import re
 import warnings
+import zipfile
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from os import PathLike, fspath
@@ -24,6 +25,7 @@ _AVERAGED = ("state_dict_ema", "ema_state_dict", "model_ema", "ema_model", "ema"
 _PREFIXES = ("module.", "model.", "_orig_mod.")  # DataParallel, the official FullModel, torch.compile
 _ANCHOR = "stage4.0.branches.0.0.conv1.weight"  # every HRNet has it, under the prefixes of its wrappers
 _LISTED = 8  # keys that a message names
+_ZIP = b"PK\x03\x04"  # what torch.load takes for its own files
 
 # What training scripts leave beside the weights: torch.load would refuse the whole file for it. These names get a
 # stand-in; the classes and functions that are called so are never imported.
@@ -61,14 +63,16 @@ class Weights(NamedTuple):
 def read(path: str | PathLike) -> tuple[object, dict[str, str]]:
     """The content of a file of torch.save or of safetensors, and the header of the latter.
 
+    Files of torch.save are read twice, first for their checksums, which torch.load does not look at. safetensors and
+    files of torch.save from before PyTorch 1.6 have none: there other numbers go unnoticed.
+
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file is truncated, of a foreign kind, or would need code to be run.
+        ValueError: the file is truncated, damaged, of a foreign kind, or would need code to be run.
         ImportError: a .safetensors file without the package safetensors.
     """
     path = Path(path)
-    if not path.is_file():
-        raise FileNotFoundError(f"path: there is no file {str(path)!r}")
+    _check_is_file(path)
     return _read_safetensors(path) if path.suffix == ".safetensors" else (_read_torch(path), {})
 
 
@@ -78,9 +82,14 @@ def read_metadata(path: str | PathLike) -> dict[str, str]:
     Raises:
         FileNotFoundError, ValueError, ImportError: as ``read``.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"path: there is no file {fspath(path)!r}")
+    _check_is_file(Path(path))
     return _read_safetensors(Path(path), False)[1] if Path(path).suffix == ".safetensors" else {}
+
+
+def _check_is_file(path: Path) -> None:
+    if not path.is_file():
+        folder = ", but a folder" if path.is_dir() else ""
+        raise FileNotFoundError(f"path: there is no file {str(path)!r}{folder}")
 
 
 def _read_safetensors(path: Path, tensors: bool = True) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -95,7 +104,38 @@ def _read_safetensors(path: Path, tensors: bool = True) -> tuple[dict[str, Tenso
         raise ValueError(f"path: {str(path)!r} is truncated or not a safetensors file ({error})") from error
 
 
+def _check_records(path: Path) -> None:
+    """Raises ValueError unless every record of a zip file lies in it as torch.save writes them, whole and unharmed."""
+    try:
+        with path.open("rb") as file:
+            if file.read(len(_ZIP)) != _ZIP:  # from before PyTorch 1.6, or foreign: torch.load says it
+                return
+            size = file.seek(0, 2)
+            with zipfile.ZipFile(file) as archive:
+                records = archive.infolist()
+                if any(record.filename.endswith("/constants.pkl") for record in records):
+                    return  # TorchScript, which is refused before any record is read
+                total = sum(record.file_size for record in records)
+                if total > size or any(record.compress_type != zipfile.ZIP_STORED for record in records):
+                    raise ValueError(f"its records would become {total:,} bytes, it has {size:,}; torch.save compresses nothing")  # fmt: skip
+                if len({record.filename for record in records}) < len(records):
+                    raise ValueError("two records have one name")
+                damaged = archive.testzip()
+                if damaged is not None:
+                    raise ValueError(f"{damaged} has another checksum than was written")
+    except OSError as error:
+        raise ValueError(f"path: {str(path)!r} cannot be read ({error.strerror or error})") from error
+    except Exception as error:  # zipfile raises anything at all, as torch does
+        raise ValueError(f"path: {str(path)!r} is truncated, damaged or not a file of torch.save "
+                         f"({_first_sentence(error)})") from error  # fmt: skip
+
+
+def _first_sentence(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
+
+
 def _read_torch(path: Path) -> object:
+    _check_records(path)
     stand_ins = [(_Inert, name) for name in _INERT] + [(OrderedDict, name) for name in _DICTIONARIES]
     try:
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
@@ -114,8 +154,7 @@ def _read_torch(path: Path) -> object:
         if "TorchScript" in str(error):
             raise ValueError(f"path: {str(path)!r} is a TorchScript archive, whose code is not run here; save the "
                              "state_dict of the module") from error  # fmt: skip
-        reason = (str(error) or type(error).__name__).splitlines()[0].split(". ")[0]
-        raise ValueError(f"path: {str(path)!r} is truncated or not a file of torch.save ({reason})") from error
+        raise ValueError(f"path: {str(path)!r} is truncated or not a file of torch.save ({_first_sentence(error)})") from error  # fmt: skip
 
 
 def weights(content: object, path: str | PathLike, own: Mapping[str, Tensor], average: bool = False) -> Weights:
@@ -128,13 +167,17 @@ def weights(content: object, path: str | PathLike, own: Mapping[str, Tensor], av
         average: take the exponential average that lies beside the weights instead of them.
 
     Raises:
-        ValueError: there are none, or those of several networks, or no average where one is asked for.
+        ValueError: there are none, or those of several networks, or no average where one is asked for, or the content
+            holds itself.
     """
     meta = content.get("meta") if isinstance(content, Mapping) else None
     meta = meta if isinstance(meta, Mapping) else {}
     exchanged = "mmengine_version" in meta  # it saves the average as "state_dict", and the weights as "ema_state_dict"
-    places, others, averaged, taken = [], [], "", False
+    places, others, averaged, taken, seen = [], [], "", False, set()
     while isinstance(content, Mapping):
+        if id(content) in seen:
+            raise ValueError(f"path: {fspath(path)!r} holds itself, under {'.'.join(places)}")
+        seen.add(id(content))
         plain, averages = ([n for n in names if isinstance(content.get(n), Mapping)] for names in (_PLACES, _AVERAGED))
         if not plain and not averages:
             break
