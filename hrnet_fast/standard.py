@@ -28,10 +28,20 @@ def standard_operators_wanted() -> bool:
 
     So it is where a network is recorded, by ``standard_operators``, by torch.jit.trace, or for an ONNX file; in
     forward-mode differentiation and vmap, of which folded convolutions know nothing; and while there are hooks on every
-    module, which must see the calls of those that fast forms take apart.
+    module, which must see the calls of those that fast forms take apart. Not so for the hooks of torch's FlopCounterMode,
+    which is to count what is executed.
     """
     if getattr(_local, "wanted", False) or torch.jit.is_tracing() or transformed():
         return True
-    if _every_module._has_any_global_hook():
+    if _every_module._has_any_global_hook() and _watched():
         return True
     return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+
+
+def _watched() -> bool:
+    tables = (
+        _every_module._global_forward_pre_hooks, _every_module._global_forward_hooks,
+        _every_module._global_backward_pre_hooks, _every_module._global_backward_hooks,
+    )  # fmt: skip
+    hooks = [hook for table in tables for hook in table.values()]
+    return any(getattr(hook, "__module__", None) != "torch.utils.module_tracker" for hook in hooks)
