@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from families import common, lite_hrnet, nvidia, ocr_branch, official, openmmlab
+from families import common, lite_hrnet, nvidia, ocr_branch, official, openmmlab, simple_hrnet
 from model_cases import assert_equal, flat, image
 from patching_cases import FAMILIES
 from torch import nn
@@ -377,3 +377,64 @@ def test_a_batch_of_none():
     hf.patch(model)
     with torch.no_grad():
         assert model(image((64, 64), batch=2)[:0]).shape == (0, 5, 16, 16)
+
+
+class Renamed(simple_hrnet.StageModule):
+    """Attributes as in other people's rewrites: input_branches and output_branches, and no more than these."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.input_branches = self.stage
+        del self.stage
+
+
+class Functional(official.NearestModule):
+    """F.relu in the place of a module."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        del self.relu, self.num_inchannels, self.num_branches
+
+    def forward(self, x):
+        x = [branch(y) for branch, y in zip(self.branches, x, strict=True)]
+        return [nn.functional.relu(sum(path(y) if i != j else y for j, (path, y) in enumerate(zip(row, x, strict=True))))
+                for i, row in enumerate(self.fuse_layers)]  # fmt: skip
+
+
+class Numbered(official.SizedModule):
+    """num_branches under another name."""
+
+    def __init__(self, channels):
+        super().__init__(channels)
+        self.number_of_branches = len(channels)
+        del self.num_inchannels
+
+
+class WithoutReLU(Functional):
+    """No ReLU at all: that is no HRNet's exchange."""
+
+    def forward(self, x):
+        x = [branch(y) for branch, y in zip(self.branches, x, strict=True)]
+        return [sum(path(y) if i != j else y for j, (path, y) in enumerate(zip(row, x, strict=True)))
+                for i, row in enumerate(self.fuse_layers)]  # fmt: skip
+
+
+@pytest.mark.parametrize("cls", [Renamed, Functional, Numbered])
+def test_units_are_known_by_what_they_do(cls):
+    module = unit(cls)
+    given = streams(HALVES)
+    with torch.no_grad():
+        original = copy.deepcopy(module)
+        kept = list(given)
+        original(kept)
+    report = hf.patch(module)
+    assert [row.kind for row in report.patched].count("exchange unit") == 1, report
+    assert same(module, HALVES)
+    mine = list(given)
+    with torch.no_grad():
+        module(mine)
+    assert all(relative_error(a, b) < 1e-6 for a, b in zip(mine, kept, strict=True))  # overwritten or not, as before
+
+
+def test_a_unit_without_relu_is_left_alone():
+    assert "computes something else" in reasons(unit(WithoutReLU))["exchange unit"]

@@ -15,22 +15,13 @@ from hrnet_fast.patching.blocks import why_strangers
 from hrnet_fast.patching.swap import Adapter, register
 from hrnet_fast.structure import altered
 
-
-class Family(NamedTuple):
-    """One way to write an exchange unit."""
-
-    name: str
-    marks: tuple[str, ...]  # the attributes by which it is known
-    activation: str  # the attribute that holds the ReLU
-    overwrites: bool  # the list that it gets then holds what the branches made of the streams
-
-
-FAMILIES = (
-    Family("timm", ("num_branches", "num_in_chs", "fuse_act"), "fuse_act", True),
-    Family("official", ("num_branches", "num_inchannels", "relu"), "relu", True),
-    Family("OpenMMLab", ("num_branches", "in_channels", "multiscale_output", "relu"), "relu", True),
-    Family("simple-HRNet", ("stage", "output_branches", "relu"), "relu", False),
-)
+# The attributes by which the styles of exchange units that are known are told apart; what they do is found by trying.
+STYLES = {
+    "timm": ("num_branches", "num_in_chs", "fuse_act"),
+    "official": ("num_branches", "num_inchannels", "relu"),
+    "OpenMMLab": ("num_branches", "in_channels", "multiscale_output", "relu"),
+    "simple-HRNet": ("stage", "output_branches", "relu"),
+}
 
 
 class UnitSettings(NamedTuple):
@@ -39,28 +30,35 @@ class UnitSettings(NamedTuple):
     mode: str
     scaled: bool  # by powers of two, in an Upsample of its own; else to the size of the higher stream
     align_corners: bool | tuple[str, str]  # or the module and the name of the global that says so at the time of a call
+    overwrites: bool  # the list that it gets then holds what the branches made of the streams
 
 
-def _family(module: nn.Module) -> Family | None:
-    return next((f for f in FAMILIES if all(hasattr(module, mark) for mark in f.marks)), None)
+def _style(module: nn.Module) -> str:
+    return next((name for name, marks in STYLES.items() if all(hasattr(module, mark) for mark in marks)), "another")
+
+
+def _activation(module: nn.Module) -> str | None:
+    """The name of the child that is no branch and no path; None where its forward calls F.relu."""
+    others = [name for name, _ in module.named_children() if name not in ("branches", "fuse_layers")]
+    relus = [name for name in others if type(getattr(module, name)) is nn.ReLU]
+    return next(iter([*relus, *others]), None)
 
 
 def _why_not_unit(module: nn.Module) -> str | None:
     rows, branches = module.fuse_layers, getattr(module, "branches", None)
-    family = _family(module)
-    if getattr(module, "num_branches", getattr(module, "stage", None)) == 1:
-        return "it has one branch: nothing is exchanged"
+    activation = _activation(module)
     if branches is None and hasattr(module, "module_type"):
         return "Lite-HRNet adds up in its first stream in place, and doubles it: that is no HRNet exchange"
-    if family is None or not isinstance(branches, nn.ModuleList):
-        wanted = "; ".join(", ".join(f.marks) for f in FAMILIES)
-        return f"it has not the attributes of an HRNet module: branches, fuse_layers and one of {wanted}"
+    if not isinstance(branches, nn.ModuleList):
+        return "it has not the attributes of an HRNet module: branches and fuse_layers, lists of modules"
+    if len(branches) == 1:
+        return "it has one branch: nothing is exchanged"
     if not isinstance(rows, nn.ModuleList) or not all(
         isinstance(r, nn.ModuleList) and len(r) == len(branches) for r in rows
     ):
         return "fuse_layers is not a list of rows with one path from each branch"
-    if type(getattr(module, family.activation)) is not nn.ReLU:
-        return f"{family.activation} is a {type(getattr(module, family.activation)).__name__}, not a ReLU"
+    if activation is not None and type(getattr(module, activation)) is not nn.ReLU:
+        return f"{activation} is a {type(getattr(module, activation)).__name__}, not a ReLU"
     if any(getattr(m, "stride", 1) not in (1, (1, 1)) for m in branches.modules()):
         return "a branch changes the size of its stream"
     for i, row in enumerate(rows):
@@ -71,13 +69,14 @@ def _why_not_unit(module: nn.Module) -> str | None:
     if len({_upsampling(path) for i, row in enumerate(rows) for path in list(row)[i + 1 :]}) != 1:
         return "its up paths are upsampled in different ways"
     hooked = [name for name, m in rows.named_modules() if altered([m])]
-    if hooked or altered([getattr(module, family.activation)]):
-        return f"hooks on {f'fuse_layers.{hooked[0]}' if hooked else family.activation} would no longer be called"
-    return why_strangers(module, {"branches", "fuse_layers", family.activation})
+    if hooked or (activation is not None and altered([getattr(module, activation)])):
+        return f"hooks on {f'fuse_layers.{hooked[0]}' if hooked else activation} would no longer be called"
+    return why_strangers(module, {"branches", "fuse_layers", activation})
 
 
 def _unit_parts(module: nn.Module) -> list[nn.Module]:
-    return [module.fuse_layers, getattr(module, _family(module).activation)]
+    activation = _activation(module)
+    return [module.fuse_layers, *([] if activation is None else [getattr(module, activation)])]
 
 
 def _why_not_path(path: nn.Module | None, i: int, j: int) -> str | None:
@@ -108,8 +107,10 @@ def _upsampling(path: nn.Sequential) -> tuple[str, bool] | None:
 def _unit_settings(module: nn.Module) -> Iterable[UnitSettings]:
     upsampling = _upsampling(module.fuse_layers[0][1])
     if upsampling is not None:
-        return [UnitSettings(upsampling[0], True, upsampling[1])]
-    return [UnitSettings("bilinear", False, value) for value in align_corners_of(type(module).forward)]
+        ways = [(upsampling[0], True, upsampling[1])]
+    else:
+        ways = [("bilinear", False, value) for value in align_corners_of(type(module).forward)]
+    return [UnitSettings(*way, overwrites) for overwrites in (True, False) for way in ways]
 
 
 def align_corners_of(forward: Callable) -> list[bool | tuple[str, str]]:
@@ -132,15 +133,16 @@ def _unit_example(module: nn.Module, random: Callable[..., Tensor]) -> tuple[dic
     channels = [first[1][0].out_channels, *(path[0].in_channels for path in list(first)[1:])]
     sizes = [2 << (count - j) for j in range(count)]
     streams = [random(2, c, size, size) for c, size in zip(channels, sizes, strict=True)]
-    return {"branches": nn.ModuleList(nn.Identity() for _ in channels)}, (streams,)
+    # of branches that change something, to see whether the caller's list is overwritten
+    return {"branches": nn.ModuleList(nn.Tanh() for _ in channels)}, (streams,)
 
 
 def _unit_forward(module: nn.Module, plain: Callable, settings: UnitSettings, folds: FoldCache, x: list[Tensor]):
-    rows, family = module.fuse_layers, _family(module)
+    rows = module.fuse_layers
     plan = current_plan(rows, folds)
     if not _fits(rows, x, settings.scaled):
         return plain(module, x)
-    streams = x if family.overwrites else list(x)
+    streams = x if settings.overwrites else list(x)
     for i, branch in enumerate(module.branches):
         streams[i] = branch(streams[i])
     return exchange_streams(rows, plan, folds, streams, settings.mode, current_align_corners(settings.align_corners))
@@ -161,7 +163,7 @@ def _fits(rows: nn.ModuleList, streams: list[Tensor], scaled: bool) -> bool:
 
 def _describe_unit(module: nn.Module, settings: UnitSettings) -> str:
     rows, corners = module.fuse_layers, settings.align_corners
-    detail = f"{_family(module).name} style, {len(rows[0])} streams to {len(rows)}, {settings.mode}"
+    detail = f"{_style(module)} style, {len(rows[0])} streams to {len(rows)}, {settings.mode}"
     if isinstance(corners, tuple):
         detail += f", align_corners read from {corners[0]}.{corners[1]}"
     elif corners:

@@ -23,7 +23,7 @@ Example = Callable[[nn.Module, Callable[..., Tensor]], tuple[dict[str, nn.Module
 def why_not_equal(module: nn.Module, example: Example, make_fast: Callable[[nn.Module], None]) -> str | None:
     """What twins of a module, one of them made fast, compute differently; None where nothing is.
 
-    Compared are results, in evaluation for all inputs together and for each stream alone; in training also gradients and
+    Compared are results and the lists of the caller, in evaluation for all inputs together and for each stream alone; in training also gradients and
     running statistics. Neither the module nor its hooks notice.
 
     Args:
@@ -57,8 +57,8 @@ def why_not_equal(module: nn.Module, example: Example, make_fast: Callable[[nn.M
 
             for given in _parts_of(args):
                 with torch.no_grad():
-                    plain, fast = (_called(twin, given) for twin in twins(False))
-                reason = _why_different(plain, fast)
+                    (plain, after), (fast, fast_after) = (_called(twin, given) for twin in twins(False))
+                reason = _why_different(plain, fast) or _why_different(after, fast_after)
                 if reason is not None:
                     return reason
             plain, fast = (_trained(twin, args) for twin in twins(True))
@@ -77,16 +77,19 @@ def _parts_of(args: tuple) -> Iterator[tuple]:
             yield ([x if j == k else torch.zeros_like(x) for j, x in enumerate(args[0])], *args[1:])
 
 
-def _called(twin: nn.Module, args: tuple) -> Any:
+def _called(twin: nn.Module, args: tuple) -> tuple[Any, list[Tensor]]:
+    """The results, and what the caller's lists hold afterwards."""
     torch.manual_seed(0)  # of dropout
-    return twin.forward(*([x.clone() for x in a] if isinstance(a, list) else a.clone() for a in args))
+    given = [[x.clone() for x in a] if isinstance(a, list) else a.clone() for a in args]
+    result = twin.forward(*given)
+    return result, [x for a in given if isinstance(a, list) for x in a]
 
 
 def _trained(twin: nn.Module, args: tuple) -> list[Tensor]:
     """Results, gradients of the inputs and of all parameters together, and the buffers after one call."""
     leaves = [x.requires_grad_() for a in args for x in (a if isinstance(a, list) else [a])]
     with torch.enable_grad():
-        results = _tensors(_called(twin, args))
+        results = _tensors(_called(twin, args)[0])
         loss = sum((y * torch.linspace(0.5, 1.5, y.numel()).to(y).view(y.shape)).sum() for y in results)
     parameters = list(twin.parameters())
     found = torch.autograd.grad(loss, [*leaves, *parameters], allow_unused=True)
@@ -102,8 +105,8 @@ def _tensors(results: Any) -> list[Tensor]:
 def _why_different(plain: Any, fast: Any) -> str | None:
     if type(plain) is not type(fast) or len(plain) != len(fast):
         return "its forward returns something else than it does in any HRNet that is known"
-    pairs = list(zip(_tensors(plain), _tensors(fast), strict=True))
-    error = max(relative_error(b.detach(), a.detach()) for a, b in pairs)
+    pairs = zip(_tensors(plain), _tensors(fast), strict=True)
+    error = max((relative_error(b.detach(), a.detach()) for a, b in pairs), default=0.0)
     if not error <= TOLERANCE:
         return f"its forward computes something else than its structure says (relative difference {error:.1g})"
     return None
