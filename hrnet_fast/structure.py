@@ -5,6 +5,7 @@ import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import torch
 from torch import nn
 
 OF_CONV = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
@@ -105,7 +106,12 @@ class Structure:
         self._state: tuple | None = None  # replaced whole, so that threads never see half of one
 
     def get(self, owner: nn.Module, make: Callable[[], Any], modules: Callable[[], Iterable[nn.Module]] | None = None):
-        """The kept value, or what ``make`` returns now; ``modules``: those to watch in place of all below the owner."""
+        """The kept value, or what ``make`` returns now; ``modules``: those to watch in place of all below the owner.
+
+        Under torch.compile nothing is kept: its guards watch.
+        """
+        if torch.compiler.is_compiling():
+            return make()
         state = self._state
         # a replica of DataParallel shares this object with the module that it was copied from
         if state is not None and state[0]() is owner and state[2].unchanged():
