@@ -130,6 +130,26 @@ def test_nan_and_inf(way, layout):
     torch.testing.assert_close(out[finite], eager[finite], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_a_nan_reaches_what_has_a_weight_for_it(way, mode):
+    """As the README says: PyTorch's 0 * NaN is NaN, the kernels may leave out pixels whose weight is 0."""
+    mode, align_corners = MODES[mode]
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(40):
+        h, w, more_h, more_w = (int(n) for n in torch.randint(1, 9, (4,), generator=generator))
+        size = (h + more_h - 1, w + more_w - 1)
+        low, where = torch.randn(1, 2, h, w, generator=generator), torch.zeros(1, 2, h, w)
+        where.view(-1)[torch.randint(0, where.numel(), (1,), generator=generator)] = 1
+        corners = align_corners if mode == "bilinear" else None
+        reached = F.interpolate(where.double(), size, mode=mode, align_corners=corners) > 1e-6
+        with_zero = F.interpolate(low.masked_fill(where > 0, 0), size, mode=mode, align_corners=corners)
+        inputs = [torch.zeros(1, 2, *size), low.masked_fill(where > 0, float("nan"))]
+        out = hf.exchange(inputs, mode=mode, align_corners=align_corners, activation=None, backend=way)
+        in_torch = F.interpolate(inputs[1], size, mode=mode, align_corners=corners).isnan()
+        assert not (reached & ~out.isnan()).any() and not (out.isnan() & ~in_torch).any(), (size, h, w)
+        torch.testing.assert_close(out[~out.isnan()], with_zero[~out.isnan()])
+
+
 def plain(inputs, weights, bias, projection, relu):
     """In products that torch also makes of nothing."""
 
