@@ -1,7 +1,6 @@
 """``optimize(model, example)``: a whole network for inference, as fast as the machine allows."""
 
 import collections
-import contextlib
 import copy
 import logging
 import math
@@ -14,28 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from hrnet_fast.autograd import transformed
-from hrnet_fast.network.nodes import Constant, Constants, Graph, Refused, Value
-from hrnet_fast.network.passes import steps_of
-from hrnet_fast.network.record import record
-from hrnet_fast.network.sums import Call, Step, exchanges
-from hrnet_fast.network.trees import flatten
-from hrnet_fast.network.untouched import restored
-from hrnet_fast.runtime import trial
 from hrnet_fast.runtime.arguments import Arguments, Expected
 from hrnet_fast.runtime.changes import Fingerprint
-from hrnet_fast.runtime.cpu import planned
-from hrnet_fast.runtime.cuda_graphs import GraphedModule
-from hrnet_fast.runtime.cuda_streams import Branches
 from hrnet_fast.runtime.normalization import Normalization
-from hrnet_fast.runtime.torch_steps import TorchSteps
-from hrnet_fast.standard import standard_operators
+from hrnet_fast.runtime.ways import LAYOUTS, Prepared, Ways, parameter_dtype
 
 __all__ = ["Memory", "OptimizedModel", "Preparation", "optimize"]
 
 _LOG = logging.getLogger("hrnet_fast")
-_LAYOUTS = {"auto": None, torch.contiguous_format: False, torch.channels_last: True}
-# With more operators than this left to torch, both ways are timed: kernels gain nothing where torch does the work.
-_MANY_CALLS = 16
 
 
 def optimize(
@@ -97,7 +82,7 @@ def optimize(
     """
     args, kwargs = (example if type(example) is tuple else (example,)), dict(kwargs or {})
     _check_model(model)
-    if memory_format not in _LAYOUTS:
+    if memory_format not in LAYOUTS:
         raise ValueError(f"memory_format: expected 'auto', torch.channels_last or torch.contiguous_format, "
                          f"got {memory_format!r}")  # fmt: skip
     for name, value in (("cuda_graph", cuda_graph), ("streams", streams)):
@@ -105,7 +90,7 @@ def optimize(
             raise ValueError(f"{name}: expected True, False or 'auto', got {value!r}")
     if max_shapes < 1:
         raise ValueError(f"max_shapes: expected at least 1, got {max_shapes}")
-    dtype = _parameter_dtype(model) if dtype is None else dtype
+    dtype = parameter_dtype(model) if dtype is None else dtype
     if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         raise TypeError(f"dtype: expected float32, bfloat16, float16 or float64, got {dtype}")
     normalization = _normalization(mean, std, args, kwargs)
@@ -130,14 +115,6 @@ class Memory(NamedTuple):
 
     arena: int  # for the images between steps, shared by all shapes
     weights: int  # folded and packed, shared by all shapes
-
-
-class _Prepared(NamedTuple):
-    run: Callable[[list[Tensor]], list[Tensor]] | None  # None: the model itself
-    graph: Graph | None
-    steps: list[Step]
-    engine: str
-    reason: str | None
 
 
 class OptimizedModel(nn.Module):
@@ -167,31 +144,15 @@ class OptimizedModel(nn.Module):
         self._example = first.like(lambda t: t.new_zeros(1).expand(t.shape) if t.is_floating_point() else t)
         self.preparations: list[Preparation] = []
         self._fingerprint = Fingerprint.of(model)
+        self._shapes: collections.OrderedDict[tuple, Prepared] = collections.OrderedDict()
         self._begin()
         self._prepare(first, is_example=True)
         self.engine, self.reason = self.preparations[0].engine, self.preparations[0].reason
 
     def _begin(self) -> None:
         """Nothing is prepared."""
-        settings = self._settings
-        dtype, layout, normalization = settings["dtype"], _LAYOUTS[settings["memory_format"]], settings["normalization"]
-        on_gpu = self._device.type == "cuda"
-        self._model_dtype = _parameter_dtype(self._kept[0])
-        self._constants = Constants()
-        self._shapes: collections.OrderedDict[tuple, _Prepared] = collections.OrderedDict()
-        # "auto" is no: nobody has measured yet where it pays
-        branches = Branches() if on_gpu and settings["streams"] is True else None
-        layout_of_torch = torch.contiguous_format if layout is False else torch.channels_last
-        self._torch = TorchSteps(dtype, self._device, layout_of_torch, branches, normalization)
-        self._why_not_planned = "torch.channels_last was asked for" if layout else planned.why_not(dtype, self._device)
-        self._planned = None
-        if self._why_not_planned is None:
-            self._planned = planned.Planned(dtype, settings["winograd"], normalization)
-        self._graphs = None
-        if on_gpu and settings["cuda_graph"] is not False:
-            self._graphs = GraphedModule(self._run_by_torch, max_graphs=settings["max_shapes"])
-        self._cast: list[nn.Module] = []  # the model in another dtype, once it is needed
-        self._operators: tuple | None = None  # of a graph that was right beside the model, and what ran it
+        self._shapes.clear()
+        self._ways = Ways(self._kept[0], self._device, self._settings)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the original model returns, without gradients, in the network's dtype.
@@ -209,11 +170,11 @@ class OptimizedModel(nn.Module):
         call = self._expected.check(args, kwargs)
         with self._lock:
             if self.engine == "model":  # nothing is prepared, and a model with state must not look like a stale one
-                return self._run(_Prepared(None, None, [], "model", self.reason), call)
+                return self._ways.run(Prepared(None, None, [], "model", self.reason), call)
             if call.key not in self._shapes:
                 self._prepare(call)
             self._shapes.move_to_end(call.key)
-            return self._run(self._shapes[call.key], call)
+            return self._ways.run(self._shapes[call.key], call)
 
     def is_stale(self) -> bool:
         """Whether a parameter, buffer, module or hook of the original model has changed since its weights were taken.
@@ -238,7 +199,8 @@ class OptimizedModel(nn.Module):
         with self._lock:
             graphs = [p.graph for p in self._shapes.values() if p.graph is not None]
             if now.structure == self._fingerprint.structure and not any(g.baked for g in graphs):
-                self._refill()
+                self._ways.refill()
+                self._shapes.update({key: self._ways.refilled(p) for key, p in self._shapes.items()})
             else:
                 _check_training(model)
                 self._fingerprint = now
@@ -252,8 +214,7 @@ class OptimizedModel(nn.Module):
     def memory(self) -> Memory:
         """What is kept beside the model's own parameters, in bytes; what torch's allocator keeps is not counted."""
         with self._lock:
-            parts = [way.memory() for way in (self._planned, self._torch) if way is not None]
-        return Memory(*(sum(p) for p in zip(*parts)))
+            return Memory(*self._ways.memory())
 
     def train(self, mode: bool = True) -> "OptimizedModel":
         """Only evaluation: train the original model, then ``refresh()``.
@@ -291,7 +252,7 @@ class OptimizedModel(nn.Module):
                 raise RuntimeError("the model's weights have changed, and this shape is not prepared: refresh()")
         # what is made here serves calls outside of inference mode as well
         with torch.inference_mode(False), torch.no_grad():
-            prepared = self._record_and_try(call, is_example)
+            prepared = self._ways.prepare(call, is_example)
         self._shapes[call.key] = prepared
         while len(self._shapes) > self._settings["max_shapes"]:
             self._shapes.popitem(last=False)
@@ -301,211 +262,6 @@ class OptimizedModel(nn.Module):
                                              prepared.engine, prepared.reason))  # fmt: skip
         if prepared.reason is not None:
             _LOG.info("%s is run by %r: %s", list(call.shapes()), prepared.engine, prepared.reason)
-
-    def _record_and_try(self, call: Arguments, is_example: bool) -> _Prepared:
-        like = self._model_dtype
-
-        def blank(t: Tensor) -> Tensor:
-            return torch.empty(t.shape, dtype=like if t.is_floating_point() else t.dtype, device=t.device)
-
-        try:
-            graph = record(self._kept[0], *call.like(blank), constants=self._constants, calls=2 if is_example else 1)
-            steps = steps_of(graph)
-        except Refused as error:
-            if error.raised and is_example:
-                self._try_the_model(call)
-            return _Prepared(None, None, [], "model", f"the network cannot be recorded: {error}")
-        if is_example and not exchanges(steps):
-            _LOG.info("no exchange between resolutions was found: this is no HRNet that is known")
-        reason, candidates = self._why_not_planned, []
-        if self._planned is not None:
-            try:
-                candidates.append(("planned", None, self._planned.prepare(graph, steps)))
-            except Refused as error:
-                reason = str(error)
-        calls = sum(isinstance(s, Call) for s in steps)
-        doubt = calls > _MANY_CALLS or planned.is_in_doubt(self._settings["dtype"]) if candidates else False
-        if candidates and doubt and _LAYOUTS[self._settings["memory_format"]] is None:
-            candidates = self._by_time(call, graph, steps, candidates)
-        else:
-            candidates.append(("torch", reason, None))
-        expected = None
-        for engine, why, run in candidates:
-            run = self._torch.prepare(graph, steps) if run is None else run
-            prepared = _Prepared(run, graph, steps, engine, why if reason is None else reason)
-            operators = (engine, *(n.operator for n in graph.nodes))
-            if operators == self._operators:
-                return prepared  # it was right for another shape
-            if expected is None:
-                leaves, expected = self._expectation(call)
-                if isinstance(expected, Exception):
-                    return _Prepared(None, None, [], "model", f"the model itself raises: {expected}")
-            reason = self._why_wrong(prepared, call, leaves, expected)
-            if reason is None:
-                self._operators = operators
-                return prepared
-            reason = f"{engine!r} gave something else than the model: {reason}"
-            _LOG.warning("%s", reason)
-        return _Prepared(None, None, [], "model", reason)
-
-    def _by_time(self, call: Arguments, graph: Graph, steps: list[Step], candidates: list) -> list:
-        """The planned program and torch's operators, the faster first."""
-        ours, theirs = candidates[0][2], self._torch.prepare(graph, steps)
-        tensors = [torch.rand_like(t) if t.is_floating_point() else t for t in call.tensors()]
-        try:
-            ms = [milliseconds(run, tensors) for run in (ours, theirs)]
-        except Exception:  # of an operator: the trial says which
-            return [*candidates, ("torch", None, theirs)]
-        why = (
-            f"here, in {self._settings['dtype']}, it was measured to be faster: {ms[1]:.1f} ms, planned {ms[0]:.1f} ms"
-        )
-        ranked = [("planned", None, ours), ("torch", why, theirs)]
-        return ranked if ms[0] <= ms[1] else ranked[::-1]
-
-    def _expectation(self, call: Arguments) -> tuple[list, Any]:
-        """Random arguments, and what the model itself makes of them: (result, the arguments afterwards), or its error."""
-        normalization = self._settings["normalization"]
-        moments = () if normalization is None else map(torch.tensor, (normalization.mean, normalization.std))
-        leaves = trial.random_inputs(call.leaves, *moments)
-        given = [x.clone() if isinstance(x, Tensor) else x for x in leaves]
-        try:
-            # by standard operators: what was recorded, and without the weights that fast modules would fold and keep
-            with restored(self._kept[0]), standard_operators():
-                result = self._by_the_model(self._kept[0], call.build, given, _parameter_dtype(self._kept[0]))
-        except Exception as error:  # whatever a model may raise
-            return leaves, error
-        return leaves, (result, [] if normalization is not None else given)
-
-    def _why_wrong(self, prepared: _Prepared, call: Arguments, leaves: list, expected: Any) -> str | None:
-        dtype, given = self._settings["dtype"], [x.clone() if isinstance(x, Tensor) else x for x in leaves]
-
-        def own_error() -> float:
-            twins = [x.clone() if isinstance(x, Tensor) else x for x in leaves]
-            with restored(self._kept[0]), standard_operators():
-                result = self._by_the_model(self._model_in_dtype(), call.build, twins, dtype)
-            return trial.largest_error(result, expected[0])
-
-        try:
-            result = self._run(prepared, Arguments(given, call.build, call.key))
-        except Exception as error:  # the next way takes over, and the reason says what it was
-            return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        compared = (result, given) if expected[1] else (result, [])
-        return trial.why_not(compared, expected, dtype, own_error, _parameter_dtype(self._kept[0]))
-
-    def _try_the_model(self, call: Arguments) -> None:
-        """The example must be something that the model takes."""
-        given = [x.clone() if isinstance(x, Tensor) else x for x in call.leaves]
-        model = self._kept[0]
-        try:
-            with restored(model), contextlib.suppress(_NoCopy):
-                self._by_the_model(_copied(model), call.build, given, _parameter_dtype(model))
-        except Exception as error:  # whatever a model may raise
-            tensors = call.tensors()
-            kinds = [f"{list(t.shape)} of {t.dtype}" for t in tensors] or [type(x).__name__ for x in call.leaves]
-            in_type = isinstance(error, TypeError) or not all(t.is_floating_point() for t in tensors)
-            first = (str(error).splitlines() or [""])[0]
-            message = f"example: the model does not take {', '.join(kinds)} ({type(error).__name__}: {first})"
-            raise (TypeError if in_type else ValueError)(message) from error
-
-    def _run(self, prepared: _Prepared, call: Arguments) -> Any:
-        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
-            if prepared.run is None:
-                return self._by_the_model(self._model_in_dtype(), call.build, call.leaves, self._settings["dtype"])
-            graph, tensors = prepared.graph, [t.detach() for t in call.tensors()]
-            if prepared.engine == "torch" and self._graphs is not None:
-                made = self._graphs(call.key, *tensors)
-            else:
-                made = prepared.run(tensors)
-            env = dict(zip(graph.outputs(), made))
-            if self._settings["normalization"] is None:
-                for old, new in graph.writes:
-                    tensors[graph.inputs.index(old)].copy_(env[new])
-            return graph.build([self._result(x, env) for x in graph.results])
-
-    def _result(self, x: Any, env: dict[Value, Tensor]) -> Any:
-        if isinstance(x, Constant):
-            return x.value().detach().to(self._result_dtype(x.dtype), copy=True)
-        if isinstance(x, Value):
-            return env[x].to(self._result_dtype(x.dtype))
-        return x
-
-    def _result_dtype(self, recorded: torch.dtype) -> torch.dtype:
-        """The network's where the model returns its own; what a model computes in another one stays in that."""
-        return self._settings["dtype"] if recorded == self._model_dtype else recorded
-
-    def _run_by_torch(self, key: tuple, *tensors: Tensor) -> list[Tensor]:
-        return self._shapes[key].run(list(tensors))
-
-    def _by_the_model(self, model: nn.Module, build: Callable, leaves: list, dtype: torch.dtype) -> Any:
-        normalization = self._settings["normalization"]
-
-        def cast(x: Any) -> Any:
-            if not isinstance(x, Tensor):
-                return x
-            x = x.detach()
-            x = x if normalization is None else normalization(x)
-            return x.to(dtype) if x.is_floating_point() else x
-
-        args, kwargs = build([cast(x) for x in leaves])
-        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
-            result = model(*args, **kwargs)
-        theirs = {x.untyped_storage().data_ptr() for x in leaves if isinstance(x, Tensor)}
-        out, again = flatten(result)
-        return again([self._own(x, theirs) for x in out])
-
-    def _own(self, x: Any, theirs: set[int]) -> Any:
-        """A result that belongs to the caller and has the network's dtype."""
-        if not isinstance(x, Tensor):
-            return x
-        x = x.detach()
-        return x.clone() if x.untyped_storage().data_ptr() in theirs else x
-
-    def _model_in_dtype(self) -> nn.Module:
-        """The model itself, or a copy in the network's dtype."""
-        model, dtype = self._kept[0], self._settings["dtype"]
-        if dtype == _parameter_dtype(model):
-            return model
-        if not self._cast:
-            try:
-                self._cast.append(_copied(model).to(dtype))
-            except _NoCopy as error:
-                raise ValueError(f"model: it cannot be copied to run in {dtype} ({error.__cause__})") from error
-        return self._cast[0]
-
-    def _refill(self) -> None:
-        self._cast.clear()
-        if self._planned is not None:
-            self._planned.refill()
-        self._torch.refill()
-        if self._graphs is not None:
-            self._graphs.invalidate()
-        for key, prepared in self._shapes.items():
-            if prepared.engine == "torch":
-                run = self._torch.prepare(prepared.graph, prepared.steps)
-                self._shapes[key] = prepared._replace(run=run)
-            elif prepared.run is not None:
-                prepared.run.refill()
-
-
-class _NoCopy(Exception):
-    """A model that cannot be copied."""
-
-
-def _copied(model: nn.Module) -> nn.Module:
-    try:
-        return copy.deepcopy(model)
-    except Exception as error:  # a lock, a file, whatever somebody has in a module
-        raise _NoCopy from error
-
-
-def milliseconds(run: Callable[[list[Tensor]], Any], tensors: list[Tensor]) -> float:
-    """The shortest of three runs, after one that prepares."""
-    samples = []
-    for _ in range(4):
-        start = time.perf_counter()
-        run(tensors)
-        samples.append(time.perf_counter() - start)
-    return 1e3 * min(samples[1:])
 
 
 def _check_model(model: nn.Module) -> None:
@@ -544,7 +300,3 @@ def _check_finite(model: nn.Module) -> None:
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise ValueError(f"model: {name} holds NaN or Inf")
-
-
-def _parameter_dtype(model: nn.Module) -> torch.dtype:
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)

@@ -22,7 +22,7 @@ def test_packed_weights_are_shared_bounded_and_freed():
         other = image(size, 1)
         assert max(errors(fast(other), model, other)) < 1e-5
         assert fast.memory().weights < 2.2 * one  # of two shapes at most, were nothing shared
-    alive = weakref.ref(next(iter(fast._planned._weights._known.values())))
+    alive = weakref.ref(next(iter(fast._ways._planned._weights._known.values())))
     gc.disable()
     try:
         del fast

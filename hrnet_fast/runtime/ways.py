@@ -1,0 +1,300 @@
+"""The ways to run one network: planned, by torch's operators, as the model itself; recorded, timed, tried beside it."""
+
+import contextlib
+import copy
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from hrnet_fast.network.nodes import Constant, Constants, Graph, Refused, Value
+from hrnet_fast.network.passes import steps_of
+from hrnet_fast.network.record import record
+from hrnet_fast.network.sums import Call, Step, exchanges
+from hrnet_fast.network.trees import flatten
+from hrnet_fast.network.untouched import restored
+from hrnet_fast.runtime import trial
+from hrnet_fast.runtime.arguments import Arguments
+from hrnet_fast.runtime.cpu import planned
+from hrnet_fast.runtime.cuda_graphs import GraphedModule
+from hrnet_fast.runtime.cuda_streams import Branches
+from hrnet_fast.runtime.torch_steps import TorchSteps
+from hrnet_fast.standard import standard_operators
+
+_LOG = logging.getLogger("hrnet_fast")
+LAYOUTS = {"auto": None, torch.contiguous_format: False, torch.channels_last: True}
+# With more operators than this left to torch, both ways are timed: kernels gain nothing where torch does the work.
+_MANY_CALLS = 16
+
+
+class Prepared(NamedTuple):
+    """A network for inputs of some shapes."""
+
+    run: Callable[[list[Tensor]], list[Tensor]] | None  # None: the model itself
+    graph: Graph | None
+    steps: list[Step]
+    engine: str
+    reason: str | None
+
+
+class Ways:
+    """One model, which is left as it is; what is prepared shares weights and memory.
+
+    Args:
+        model: in evaluation.
+        device: that it is on.
+        settings: those of ``optimize``, checked.
+    """
+
+    def __init__(self, model: nn.Module, device: torch.device, settings: dict[str, Any]):
+        self._model, self._device, self._settings = model, device, settings
+        dtype, layout, normalization = settings["dtype"], LAYOUTS[settings["memory_format"]], settings["normalization"]
+        on_gpu = device.type == "cuda"
+        self._model_dtype = parameter_dtype(model)
+        self._constants = Constants()
+        # "auto" is no: nobody has measured yet where it pays
+        branches = Branches() if on_gpu and settings["streams"] is True else None
+        layout_of_torch = torch.contiguous_format if layout is False else torch.channels_last
+        self._torch = TorchSteps(dtype, device, layout_of_torch, branches, normalization)
+        self._why_not_planned = "torch.channels_last was asked for" if layout else planned.why_not(dtype, device)
+        self._planned = None
+        if self._why_not_planned is None:
+            self._planned = planned.Planned(dtype, settings["winograd"], normalization)
+        self._graphs = self._graphed = None
+        if on_gpu and settings["cuda_graph"] is not False:
+            self._graphs = GraphedModule(self._run_by_torch, max_graphs=settings["max_shapes"])
+        self._cast: list[nn.Module] = []  # the model in another dtype, once it is needed
+        self._operators: tuple | None = None  # of a graph that was right beside the model, and what ran it
+
+    def prepare(self, call: Arguments, is_example: bool = False) -> Prepared:
+        """The first way that can run arguments of these shapes and is right.
+
+        Raises:
+            TypeError, ValueError: the model does not take the example.
+        """
+        like = self._model_dtype
+
+        def blank(t: Tensor) -> Tensor:
+            return torch.empty(t.shape, dtype=like if t.is_floating_point() else t.dtype, device=t.device)
+
+        try:
+            graph = record(self._model, *call.like(blank), constants=self._constants, calls=2 if is_example else 1)
+            steps = steps_of(graph)
+        except Refused as error:
+            if error.raised and is_example:
+                self._try_the_model(call)
+            return Prepared(None, None, [], "model", f"the network cannot be recorded: {error}")
+        if is_example and not exchanges(steps):
+            _LOG.info("no exchange between resolutions was found: this is no HRNet that is known")
+        reason, candidates = self._why_not_planned, []
+        if self._planned is not None:
+            try:
+                candidates.append(("planned", None, self._planned.prepare(graph, steps)))
+            except Refused as error:
+                reason = str(error)
+        calls = sum(isinstance(s, Call) for s in steps)
+        doubt = calls > _MANY_CALLS or planned.is_in_doubt(self._settings["dtype"]) if candidates else False
+        if candidates and doubt and LAYOUTS[self._settings["memory_format"]] is None:
+            candidates = self._by_time(call, graph, steps, candidates)
+        else:
+            candidates.append(("torch", reason, None))
+        expected = None
+        for engine, why, run in candidates:
+            run = self._torch.prepare(graph, steps) if run is None else run
+            prepared = Prepared(run, graph, steps, engine, why if reason is None else reason)
+            operators = (engine, *(n.operator for n in graph.nodes))
+            if operators == self._operators:
+                return prepared  # it was right for another shape
+            if expected is None:
+                leaves, expected = self._expectation(call)
+                if isinstance(expected, Exception):
+                    return Prepared(None, None, [], "model", f"the model itself raises: {expected}")
+            reason = self._why_wrong(prepared, call, leaves, expected)
+            if reason is None:
+                self._operators = operators
+                return prepared
+            reason = f"{engine!r} gave something else than the model: {reason}"
+            _LOG.warning("%s", reason)
+        return Prepared(None, None, [], "model", reason)
+
+    def _by_time(self, call: Arguments, graph: Graph, steps: list[Step], candidates: list) -> list:
+        """The planned program and torch's operators, the faster first."""
+        ours, theirs = candidates[0][2], self._torch.prepare(graph, steps)
+        tensors = [torch.rand_like(t) if t.is_floating_point() else t for t in call.tensors()]
+        try:
+            ms = [milliseconds(run, tensors) for run in (ours, theirs)]
+        except Exception:  # of an operator: the trial says which
+            return [*candidates, ("torch", None, theirs)]
+        why = (
+            f"here, in {self._settings['dtype']}, it was measured to be faster: {ms[1]:.1f} ms, planned {ms[0]:.1f} ms"
+        )
+        ranked = [("planned", None, ours), ("torch", why, theirs)]
+        return ranked if ms[0] <= ms[1] else ranked[::-1]
+
+    def _expectation(self, call: Arguments) -> tuple[list, Any]:
+        """Random arguments, and what the model itself makes of them: (result, the arguments afterwards), or its error."""
+        normalization = self._settings["normalization"]
+        moments = () if normalization is None else map(torch.tensor, (normalization.mean, normalization.std))
+        leaves = trial.random_inputs(call.leaves, *moments)
+        try:
+            result, given = self._plainly(self._model, call.build, leaves, self._model_dtype)
+        except Exception as error:  # whatever a model may raise
+            return leaves, error
+        return leaves, (result, [] if normalization is not None else given)
+
+    def _plainly(self, model: nn.Module, build: Callable, leaves: list, dtype: torch.dtype) -> tuple[Any, list]:
+        """What the model makes of copies of the leaves, and what becomes of them; its state is as before."""
+        given = _copies(leaves)
+        # by standard operators: what was recorded, and without the weights that fast modules would fold and keep
+        with restored(self._model), standard_operators():
+            return self._by_the_model(model, build, given, dtype), given
+
+    def _why_wrong(self, prepared: Prepared, call: Arguments, leaves: list, expected: Any) -> str | None:
+        dtype, given = self._settings["dtype"], _copies(leaves)
+
+        def own_error() -> float:
+            result, _ = self._plainly(self._model_in_dtype(), call.build, leaves, dtype)
+            return trial.largest_error(result, expected[0])
+
+        try:
+            result = self.run(prepared, Arguments(given, call.build, call.key))
+        except Exception as error:  # the next way takes over, and the reason says what it was
+            return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        compared = (result, given) if expected[1] else (result, [])
+        return trial.why_not(compared, expected, dtype, own_error, self._model_dtype)
+
+    def _try_the_model(self, call: Arguments) -> None:
+        """The example must be something that the model takes."""
+        model, given = self._model, _copies(call.leaves)
+        try:
+            with restored(model), contextlib.suppress(_NoCopy):
+                self._by_the_model(_copied(model), call.build, given, self._model_dtype)
+        except Exception as error:  # whatever a model may raise
+            tensors = call.tensors()
+            kinds = [f"{list(t.shape)} of {t.dtype}" for t in tensors] or [type(x).__name__ for x in call.leaves]
+            in_type = isinstance(error, TypeError) or not all(t.is_floating_point() for t in tensors)
+            first = (str(error).splitlines() or [""])[0]
+            message = f"example: the model does not take {', '.join(kinds)} ({type(error).__name__}: {first})"
+            raise (TypeError if in_type else ValueError)(message) from error
+
+    def run(self, prepared: Prepared, call: Arguments) -> Any:
+        """What the model returns."""
+        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+            if prepared.run is None:
+                return self._by_the_model(self._model_in_dtype(), call.build, call.leaves, self._settings["dtype"])
+            graph, tensors = prepared.graph, [t.detach() for t in call.tensors()]
+            if prepared.engine == "torch" and self._graphs is not None:
+                self._graphed = prepared.run
+                made = self._graphs(call.key, *tensors)
+            else:
+                made = prepared.run(tensors)
+            env = dict(zip(graph.outputs(), made))
+            if self._settings["normalization"] is None:
+                for old, new in graph.writes:
+                    tensors[graph.inputs.index(old)].copy_(env[new])
+            return graph.build([self._result(x, env) for x in graph.results])
+
+    def _result(self, x: Any, env: dict[Value, Tensor]) -> Any:
+        if isinstance(x, Constant):
+            return x.value().detach().to(self._result_dtype(x.dtype), copy=True)
+        if isinstance(x, Value):
+            return env[x].to(self._result_dtype(x.dtype))
+        return x
+
+    def _result_dtype(self, recorded: torch.dtype) -> torch.dtype:
+        """The network's where the model returns its own; what a model computes in another one stays in that."""
+        return self._settings["dtype"] if recorded == self._model_dtype else recorded
+
+    def _by_the_model(self, model: nn.Module, build: Callable, leaves: list, dtype: torch.dtype) -> Any:
+        normalization = self._settings["normalization"]
+
+        def cast(x: Any) -> Any:
+            if not isinstance(x, Tensor):
+                return x
+            x = x.detach()
+            x = x if normalization is None else normalization(x)
+            return x.to(dtype) if x.is_floating_point() else x
+
+        args, kwargs = build([cast(x) for x in leaves])
+        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+            result = model(*args, **kwargs)
+        theirs = {x.untyped_storage().data_ptr() for x in leaves if isinstance(x, Tensor)}
+        out, again = flatten(result)
+        return again([self._own(x, theirs) for x in out])
+
+    def _own(self, x: Any, theirs: set[int]) -> Any:
+        """A result that belongs to the caller and has the network's dtype."""
+        if not isinstance(x, Tensor):
+            return x
+        x = x.detach()
+        return x.clone() if x.untyped_storage().data_ptr() in theirs else x
+
+    def _model_in_dtype(self) -> nn.Module:
+        """The model itself, or a copy in the network's dtype."""
+        model, dtype = self._model, self._settings["dtype"]
+        if dtype == self._model_dtype:
+            return model
+        if not self._cast:
+            try:
+                self._cast.append(_copied(model).to(dtype))
+            except _NoCopy as error:
+                raise ValueError(f"model: it cannot be copied to run in {dtype} ({error.__cause__})") from error
+        return self._cast[0]
+
+    def refill(self) -> None:
+        """Takes the weights that the model has now."""
+        self._cast.clear()
+        if self._planned is not None:
+            self._planned.refill()
+        self._torch.refill()
+        if self._graphs is not None:
+            self._graphs.invalidate()
+
+    def refilled(self, prepared: Prepared) -> Prepared:
+        """The same with the weights that ``refill`` took."""
+        if prepared.engine == "torch":
+            return prepared._replace(run=self._torch.prepare(prepared.graph, prepared.steps))
+        if prepared.run is not None:
+            prepared.run.refill()
+        return prepared
+
+    def memory(self) -> tuple[int, int]:
+        """Bytes of memory for images, and of weights, beside the model's own."""
+        parts = [way.memory() for way in (self._planned, self._torch) if way is not None]
+        return tuple(sum(p) for p in zip(*parts))
+
+    def _run_by_torch(self, key: tuple, *tensors: Tensor) -> list[Tensor]:
+        return self._graphed(list(tensors))  # the steps of the shape that is being run
+
+
+def _copies(leaves: list) -> list:
+    return [x.clone() if isinstance(x, Tensor) else x for x in leaves]
+
+
+class _NoCopy(Exception):
+    """A model that cannot be copied."""
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    try:
+        return copy.deepcopy(model)
+    except Exception as error:  # a lock, a file, whatever somebody has in a module
+        raise _NoCopy from error
+
+
+def milliseconds(run: Callable[[list[Tensor]], Any], tensors: list[Tensor]) -> float:
+    """The shortest of three runs, after one that prepares."""
+    samples = []
+    for _ in range(4):
+        start = time.perf_counter()
+        run(tensors)
+        samples.append(time.perf_counter() - start)
+    return 1e3 * min(samples[1:])
+
+
+def parameter_dtype(model: nn.Module) -> torch.dtype:
+    """Of the first floating one; float32 where there is none."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
