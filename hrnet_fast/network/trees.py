@@ -1,5 +1,6 @@
 """Arguments and results as flat lists of leaves, and back: tuples, lists, dicts, their subclasses, and dataclasses."""
 
+import copy
 import dataclasses
 import functools
 import types
@@ -18,57 +19,50 @@ def _put_together(make: Callable[[Iterator], Any], leaves: list) -> Any:
     return make(iter(leaves))
 
 
-def _take_apart(tree: Any, leaves: list) -> Callable[[Iterator], Any]:
+def _children(tree: Any) -> list[tuple[Any, str, Any]] | None:
+    """Of a container: key, how Python would write it, and what is there; None for a leaf."""
     if isinstance(tree, (tuple, list)):
-        parts = [_take_apart(x, leaves) for x in tree]
-        kind = getattr(type(tree), "_make", type(tree))  # a named tuple is not made of a list
-        return lambda items: kind([part(items) for part in parts])
+        return [(k, f"[{k}]", x) for k, x in enumerate(tree)]
     if isinstance(tree, dict):
-        parts = [(key, _take_apart(x, leaves)) for key, x in tree.items()]
-        empty = tree.copy()  # a defaultdict keeps its factory
+        return [(key, f"[{key!r}]", x) for key, x in tree.items()]
+    if isinstance(tree, types.SimpleNamespace) or (dataclasses.is_dataclass(tree) and not isinstance(tree, type)):
+        return [(name, f".{name}", x) for name, x in vars(tree).items()]
+    return None
+
+
+def _take_apart(tree: Any, leaves: list) -> Callable[[Iterator], Any]:
+    children, kind = _children(tree), type(tree)
+    if children is None:
+        leaves.append(tree)
+        return next
+    parts = [(key, _take_apart(x, leaves)) for key, _, x in children]
+    if isinstance(tree, (tuple, list)):
+        make = getattr(kind, "_make", kind)  # a named tuple is not made of a list
+        return lambda items: make([part(items) for _, part in parts])
+    empty = copy.copy(tree) if isinstance(tree, dict) else None  # a defaultdict keeps its factory
+    if empty is not None:
         empty.clear()
 
-        def a_dict(items: Iterator) -> dict:
-            made = empty.copy()
-            for key, part in parts:
-                made[key] = part(items)
-            return made
+    def a_container(items: Iterator) -> Any:  # does not hold the tree, whose tensors would stay alive
+        made = kind.__new__(kind) if empty is None else copy.copy(empty)
+        put = functools.partial(object.__setattr__, made) if empty is None else made.__setitem__
+        for key, part in parts:
+            put(key, part(items))
+        return made
 
-        return a_dict
-    if isinstance(tree, types.SimpleNamespace) or (dataclasses.is_dataclass(tree) and not isinstance(tree, type)):
-        parts, kind = [(name, _take_apart(x, leaves)) for name, x in vars(tree).items()], type(tree)
-
-        def an_object(items: Iterator) -> Any:
-            made = kind.__new__(kind)
-            for name, part in parts:
-                object.__setattr__(made, name, part(items))
-            return made
-
-        return an_object
-    leaves.append(tree)
-    return next
+    return a_container
 
 
 def structure(tree: Any) -> Any:
     """What two trees must have in common to be of one structure; can be compared and hashed."""
-    if isinstance(tree, (tuple, list)):
-        return (type(tree), *(structure(x) for x in tree))
-    if isinstance(tree, dict):
-        return (type(tree), *((key, structure(x)) for key, x in tree.items()))
-    if isinstance(tree, types.SimpleNamespace) or (dataclasses.is_dataclass(tree) and not isinstance(tree, type)):
-        return (type(tree), *((name, structure(x)) for name, x in vars(tree).items()))
-    return None
+    children = _children(tree)
+    return None if children is None else (type(tree), *((key, structure(x)) for key, _, x in children))
 
 
 def paths(tree: Any, name: str) -> list[str]:
     """The names of the leaves, as Python would write them: ``name[0]['key'].field``."""
-    if isinstance(tree, (tuple, list)):
-        return [path for k, x in enumerate(tree) for path in paths(x, f"{name}[{k}]")]
-    if isinstance(tree, dict):
-        return [path for key, x in tree.items() for path in paths(x, f"{name}[{key!r}]")]
-    if isinstance(tree, types.SimpleNamespace) or (dataclasses.is_dataclass(tree) and not isinstance(tree, type)):
-        return [path for key, x in vars(tree).items() for path in paths(x, f"{name}.{key}")]
-    return [name]
+    children = _children(tree)
+    return [name] if children is None else [path for _, place, x in children for path in paths(x, name + place)]
 
 
 def flatten_arguments(args: tuple) -> tuple[list, Callable[[list], tuple[tuple, dict]]]:
