@@ -8,6 +8,7 @@ from model_cases import SMALL, assert_equal, image, pair
 
 import hrnet_fast as hf
 from hrnet_fast.models import configs, multiply_adds, randomize
+from hrnet_fast.standard import standard_operators
 from hrnet_fast.tolerances import MODEL, relative_error
 
 MODES = [("bilinear", False), ("bilinear", True), ("nearest", False)]
@@ -266,3 +267,17 @@ def test_hooks_on_stages_are_called():
         model(torch.randn(1, 3, 64, 64))
     model.train()(torch.randn(2, 3, 64, 64))
     assert seen == ["layer1", "stage2", "stage3", "stage4"] * 2
+
+
+def test_another_first_convolution():
+    """As people do for images of four channels; the stem is folded with it, and other images are refused."""
+    model = hf.create_model(SMALL).eval()
+    x = torch.randn(1, 4, 64, 64)
+    with torch.no_grad():
+        model(x[:, :3])  # warm
+        model.conv1 = torch.nn.Conv2d(4, 64, 3, 2, 1, bias=False)
+        with standard_operators():
+            expected = model(x)
+        torch.testing.assert_close(model(x), expected, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match=r"expected \[N, 4, H, W\], got \[1, 3, 64, 64\]"):
+        model(x[:, :3])

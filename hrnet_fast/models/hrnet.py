@@ -145,12 +145,13 @@ class HRNet(nn.Module):
 
     def check_image(self, image: Tensor) -> None:
         """Raise the TypeErrors and ValueErrors of ``forward``."""
+        channels = getattr(self.conv1, "in_channels", self.in_chans)  # somebody may have put another one there
         if not isinstance(image, Tensor):
-            raise TypeError(f"image: expected a tensor [N, {self.in_chans}, H, W], got {type(image).__name__}")
+            raise TypeError(f"image: expected a tensor [N, {channels}, H, W], got {type(image).__name__}")
         if torch.jit.is_tracing():  # sizes are tensors there
             return
-        if image.dim() != 4 or image.shape[1] != self.in_chans:
-            raise ValueError(f"image: expected [N, {self.in_chans}, H, W], got {list(image.shape)}")
+        if image.dim() != 4 or image.shape[1] != channels:
+            raise ValueError(f"image: expected [N, {channels}, H, W], got {list(image.shape)}")
         for side, name in ((image.shape[2], "height"), (image.shape[3], "width")):
             if side < 1:
                 raise ValueError(f"image: the {name} must be at least 1 pixel, got {list(image.shape)}")
