@@ -15,6 +15,7 @@ from hrnet_fast import library
 from hrnet_fast.autograd import transformed
 from hrnet_fast.backends import triton
 from hrnet_fast.call import FLOAT_DTYPES, BackendFailed
+from hrnet_fast.standard import traced
 
 SCHEMA = "(Tensor scores, SymInt height, SymInt width, bool align_corners, ScalarType dtype) -> Tensor"
 LABEL_DTYPES = (torch.int64, torch.int32, torch.uint8)
@@ -104,7 +105,7 @@ def _choose(scores: Tensor, name: str) -> Callable:
     if name == "auto":
         # the variable may name a backend that this operator does not have
         name = os.environ.get("HRNET_FAST_BACKEND") if os.environ.get("HRNET_FAST_BACKEND") in _BACKENDS else "auto"
-    if name == "auto" and (torch.jit.is_tracing() or transformed()):
+    if name == "auto" and (traced() or transformed()):
         return reference
     if name == "auto":
         return torch.ops.hrnet_fast.interpolate_argmax

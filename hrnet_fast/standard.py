@@ -5,6 +5,7 @@ import threading
 from collections.abc import Iterator
 
 import torch
+from torch.fx._symbolic_trace import is_fx_symbolic_tracing
 from torch.nn.modules import module as _every_module
 
 from hrnet_fast.autograd import transformed
@@ -23,15 +24,20 @@ def standard_operators() -> Iterator[None]:
         _local.wanted = before
 
 
+def traced() -> bool:
+    """Whether images and sizes are stand-ins: under torch.jit.trace and torch.fx.symbolic_trace."""
+    return torch.jit.is_tracing() or is_fx_symbolic_tracing()
+
+
 def standard_operators_wanted() -> bool:
     """Whether modules of ours must use standard operators only.
 
-    So it is where a network is recorded, by ``standard_operators``, by torch.jit.trace, or for an ONNX file; in
+    So it is where a network is recorded, by ``standard_operators``, torch.jit, torch.fx, or for an ONNX file; in
     forward-mode differentiation and vmap, of which folded convolutions know nothing; and while there are hooks on every
     module, which must see the calls of those that fast forms take apart. Not so for the hooks of torch's FlopCounterMode,
     which is to count what is executed.
     """
-    if getattr(_local, "wanted", False) or torch.jit.is_tracing() or transformed():
+    if getattr(_local, "wanted", False) or traced() or transformed():
         return True
     if _every_module._has_any_global_hook() and _watched():
         return True

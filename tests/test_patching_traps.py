@@ -438,3 +438,14 @@ def test_units_are_known_by_what_they_do(cls):
 
 def test_a_unit_without_relu_is_left_alone():
     assert "computes something else" in reasons(unit(WithoutReLU))["exchange unit"]
+
+
+@pytest.mark.parametrize("name", ["segmentation-v1.1", "classification", "mmdet", "mmseg"])
+def test_symbolic_traces_of_patched_models(name):
+    """torch.fx records the original forwards, as it does of the model that was not patched."""
+    model = FAMILIES[name].make()
+    hf.patch(model)
+    graph, x = torch.fx.symbolic_trace(model), image((64, 96))
+    with torch.no_grad():
+        for y, expected in zip(flat(graph(x)), flat(model(x)), strict=True):
+            assert relative_error(y, expected) < 1e-5

@@ -243,3 +243,13 @@ def test_torchscript(task, record):
     plain, fast = pair(task=task)
     with torch.no_grad():
         assert_equal(record(fast, image((64, 64))), plain, image((64, 64)))
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_symbolic_traces(task):
+    """torch.fx, on which feature extractors and quantization are built."""
+    model = randomize(hf.create_model(SMALL, task=task)).eval()
+    graph, x = torch.fx.symbolic_trace(model), torch.randn(1, 3, 64, 96)
+    with torch.no_grad():
+        for y, expected in zip(flat(graph(x)), flat(model(x)), strict=True):
+            assert relative_error(y, expected) < 1e-5

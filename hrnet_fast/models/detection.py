@@ -6,6 +6,7 @@ from torch import Tensor
 from hrnet_fast.models.configs import Config
 from hrnet_fast.models.hrnet import HRNet
 from hrnet_fast.modules import HRFPN, PlainHRFPN
+from hrnet_fast.standard import traced
 
 LEVELS = 5
 
@@ -37,7 +38,7 @@ class DetectionHRNet(HRNet):
     def check_image(self, image: Tensor) -> None:
         """Raise the ValueErrors of ``forward``."""
         super().check_image(image)
-        if torch.jit.is_tracing():  # sizes are tensors there
+        if traced():  # sizes are tensors there
             return
         for side, name in ((image.shape[2], "height"), (image.shape[3], "width")):
             quarter = (side + 3) // 4

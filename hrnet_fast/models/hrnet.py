@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from hrnet_fast.models.configs import Config
 from hrnet_fast.modules import ExchangeUnit, PlainExchangeUnit, blocks
 from hrnet_fast.modules.blocks import EXPANSION
-from hrnet_fast.standard import standard_operators_wanted
+from hrnet_fast.standard import standard_operators_wanted, traced
 
 
 class Parts(NamedTuple):
@@ -145,11 +145,11 @@ class HRNet(nn.Module):
 
     def check_image(self, image: Tensor) -> None:
         """Raise the TypeErrors and ValueErrors of ``forward``."""
+        if traced():
+            return
         channels = getattr(self.conv1, "in_channels", self.in_chans)  # somebody may have put another one there
         if not isinstance(image, Tensor):
             raise TypeError(f"image: expected a tensor [N, {channels}, H, W], got {type(image).__name__}")
-        if torch.jit.is_tracing():  # sizes are tensors there
-            return
         if image.dim() != 4 or image.shape[1] != channels:
             raise ValueError(f"image: expected [N, {channels}, H, W], got {list(image.shape)}")
         for side, name in ((image.shape[2], "height"), (image.shape[3], "width")):

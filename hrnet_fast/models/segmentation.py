@@ -35,7 +35,7 @@ class DenseHRNet(HRNet):
 
     def enlarge(self, x: Tensor, like: Tensor) -> Tensor:
         """Bilinear interpolation to the size of another tensor."""
-        if torch.jit.is_scripting() or torch.jit.is_tracing() or not self.fast:
+        if torch.jit.is_scripting() or not self.fast:
             return F.interpolate(x, like.shape[2:], mode="bilinear", align_corners=self.align_corners)
         else:  # TorchScript compiles what follows a return, but not the other branch of is_scripting()
             return self._exchange(x, like)

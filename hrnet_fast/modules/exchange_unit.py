@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from hrnet_fast.call import MODES
 from hrnet_fast.folding import FoldCache
 from hrnet_fast.modules.exchange_plan import current_plan, exchange_streams
-from hrnet_fast.standard import standard_operators_wanted
+from hrnet_fast.standard import standard_operators_wanted, traced
 
 
 def up_path(in_channels: int, out_channels: int, momentum: float) -> nn.Sequential:
@@ -111,7 +111,7 @@ class PlainExchangeUnit(nn.ModuleList):
         return F.interpolate(z, like.shape[2:], mode="nearest")
 
     def _check(self, streams: list[Tensor]) -> None:
-        if torch.jit.is_tracing():  # sizes are tensors there
+        if traced():  # sizes are tensors there
             return
         if len(streams) != len(self.channels):
             raise ValueError(f"streams: expected {len(self.channels)} tensors, got {len(streams)}")

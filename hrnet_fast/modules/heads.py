@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from hrnet_fast.exchange import exchange
 from hrnet_fast.folding import FoldCache, fold_modules, why_not_fold
 from hrnet_fast.modules.exchange_unit import up_path
-from hrnet_fast.standard import standard_operators_wanted
+from hrnet_fast.standard import standard_operators_wanted, traced
 from hrnet_fast.structure import altered
 
 
@@ -136,7 +136,7 @@ class PlainSegmentationHead(nn.Sequential):
         return F.interpolate(x, like.shape[2:], mode="bilinear", align_corners=self.align_corners)
 
     def _check(self, streams: list[Tensor]) -> None:
-        if torch.jit.is_tracing():  # sizes are tensors there
+        if traced():  # sizes are tensors there
             return
         if len(streams) != len(self.channels):
             raise ValueError(f"streams: expected {len(self.channels)} tensors, got {len(streams)}")

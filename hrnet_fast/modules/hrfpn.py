@@ -10,7 +10,7 @@ from hrnet_fast.convolution import FoldedConv
 from hrnet_fast.exchange import exchange
 from hrnet_fast.folding import FoldCache, needs_grad
 from hrnet_fast.modules.heads import is_conv1x1
-from hrnet_fast.standard import standard_operators_wanted
+from hrnet_fast.standard import standard_operators_wanted, traced
 from hrnet_fast.structure import altered
 
 POOLINGS = ("average", "max")
@@ -70,7 +70,7 @@ class PlainHRFPN(nn.Module):
         return f"channels={list(self.channels)}, pooling={self.pooling!r}"
 
     def _check(self, streams: list[Tensor]) -> None:
-        if torch.jit.is_tracing():  # sizes are tensors there
+        if traced():  # sizes are tensors there
             return
         if len(streams) != len(self.channels):
             raise ValueError(f"streams: expected {len(self.channels)} tensors, got {len(streams)}")
