@@ -57,6 +57,11 @@ def timm():
     return load()
 
 
+def pytest_collection_modifyitems(items):
+    """What takes minutes comes first, so that no process is left alone with it at the end."""
+    items.sort(key=lambda item: getattr(item, "originalname", "") != "test_in_the_interpreter")
+
+
 def pytest_runtest_setup(item):
     for name, reason in MISSING.items():
         if item.get_closest_marker(name):
