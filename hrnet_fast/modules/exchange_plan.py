@@ -69,6 +69,11 @@ def why_not_down(path: nn.Module | None) -> str | None:
     return None if steps else f"it is {_names(path)}, not a chain of strided convolutions"
 
 
+def is_identity(path: nn.Module | None) -> bool:
+    """Whether a path on the diagonal leaves its stream as it is."""
+    return path is None or type(path) is nn.Identity or (isinstance(path, nn.Sequential) and len(path) == 0)
+
+
 def is_upsampling(module: nn.Module) -> bool:
     """Whether it has the settings of nn.Upsample (OpenMMLab has a class of its own)."""
     return hasattr(module, "scale_factor") and hasattr(module, "mode")
@@ -169,8 +174,7 @@ def _down_streams(rows: nn.ModuleList, plan: Plan, streams: list[Tensor]) -> lis
 
 
 def _foldable(rows: nn.ModuleList) -> bool:
-    diagonal = [row[i] for i, row in enumerate(rows)]
-    if not all(m is None or type(m) is nn.Identity or (type(m) is nn.Sequential and len(m) == 0) for m in diagonal):
+    if not all(is_identity(row[i]) for i, row in enumerate(rows)):
         return False
     ups = [path for i, row in enumerate(rows) for path in list(row)[i + 1 :]]
     downs = [path for i, row in enumerate(rows) for path in list(row)[:i] if why_not_down(path) is None]

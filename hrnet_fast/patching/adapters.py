@@ -9,7 +9,14 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from hrnet_fast.folding import FoldCache
-from hrnet_fast.modules.exchange_plan import current_plan, exchange_streams, is_upsampling, why_not_down, why_not_up
+from hrnet_fast.modules.exchange_plan import (
+    current_plan,
+    exchange_streams,
+    is_identity,
+    is_upsampling,
+    why_not_down,
+    why_not_up,
+)
 from hrnet_fast.patching import blocks, heads
 from hrnet_fast.patching.blocks import why_strangers
 from hrnet_fast.patching.swap import Adapter, register
@@ -81,8 +88,7 @@ def _unit_parts(module: nn.Module) -> list[nn.Module]:
 
 def _why_not_path(path: nn.Module | None, i: int, j: int) -> str | None:
     if i == j:
-        identity = path is None or type(path) is nn.Identity or (isinstance(path, nn.Sequential) and len(path) == 0)
-        return None if identity else f"it is a {type(path).__name__}, not the identity"
+        return None if is_identity(path) else f"it is a {type(path).__name__}, not the identity"
     if j < i:
         return None if path is not None else "it is missing"
     reason = why_not_up(path)
