@@ -4,7 +4,7 @@ Every engine of benchmarks/peers gets the same weights and the same photograph, 
 with the others. One that cannot run is listed with its reason. Each contender's memory is that of a process of its own. In
 bfloat16 some engines miss the tolerance by a little, which is rounding and no mistake: up to SLACK times the tolerance
 others are timed, and the table has their error; ours are not.
-Results go to benchmarks/results/engines-<case>.json.
+Results go to benchmarks/results/engines/<instruction set>/engines-<case>.json: those of several machines lie side by side.
 """
 
 import argparse
@@ -32,7 +32,7 @@ from hrnet_fast.bench.harness import Contender, Prepared, compare
 from hrnet_fast.tolerances import MODEL
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
+RESULTS = ROOT / "benchmarks" / "results" / "engines"
 SLACK = 2.0
 
 
@@ -149,10 +149,15 @@ def main(argv: Sequence[str] | None = None) -> int:
                         help=f"contenders to leave out: {', '.join(peers.table())}")  # fmt: skip
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out, which takes longest")
     parser.add_argument("--no-memory", action="store_true", help="leave the processes that measure memory out")
-    parser.add_argument("--results", type=Path, default=RESULTS, help="folder (default: benchmarks/results)")
+    parser.add_argument(
+        "--results",
+        type=Path,
+        help="folder (default: of this machine's instruction set, in benchmarks/results/engines)",
+    )
     parser.add_argument("--list", action="store_true", help="print the names of the cases and end")
     parser.add_argument("--alone", choices=list(peers.table()), help=argparse.SUPPRESS)
     given = parser.parse_args(argv)
+    given.results = given.results or RESULTS / machine.describe()["cpu"]["kernel"]
     selected = select(given.cases)
     if not selected:
         parser.error(f"no case matches {' '.join(given.cases)}; --list names them")

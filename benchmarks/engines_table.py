@@ -56,27 +56,34 @@ def summary(cases: Sequence[Case]) -> Table:
     return out
 
 
-def overview(reports: dict[str, Report], order: Sequence[str]) -> str:
-    """README's first table: ``optimize`` on whole networks, beside the best of all others.
+def overviews(machines: Sequence[dict[str, Report]], order: Sequence[str]) -> str:
+    """README's first tables, one for each machine: ``optimize`` on whole networks, beside the best of all others.
 
     Args:
-        reports: all stored results by the cases' names.
+        machines: the stored results of each machine by the cases' names.
         order: names of the cases to show; those that are not stored are left out.
     """
-    stored = [reports[name] for name in order if name in reports]
+    made = [_overview([reports[name] for name in order if name in reports]) for reports in machines]
+    made = [lines for lines in made if lines]
+    return "\n".join([*(line for lines in made for line in lines), AGAIN, ""]) if made else NOTHING
+
+
+def _overview(stored: Sequence[Report]) -> list[str]:
     if not stored:
-        return NOTHING
-    lines = ["| | eager, channels_last | torch.compile | best of the others | hrnet_fast | **hrnet_fast.optimize** "
-             "| over eager | over the best |", "|---|--:|--:|--:|--:|--:|--:|--:|"]  # fmt: skip
+        return []
+    lines = [*_machines(stored), "", "| | eager, channels_last | torch.compile | best of the others | hrnet_fast "
+             "| **hrnet_fast.optimize** | over eager | over the best |", "|---|--:|--:|--:|--:|--:|--:|--:|"]  # fmt: skip
     lines += [_overview_row(report.cases[0]) for report in stored]
     notes = ["Medians of runs in turn, batch 1, the same weights and photograph for all, each in its best form."]
     if any(e.seconds and not e.agrees for report in stored for e in report.cases[0].entries):
         notes.append("†: off by more than the tolerance of its dtype.")
     if any(report.cases[0].disturbed for report in stored):
         notes.append("*: other processes kept the cores busy meanwhile.")
-    lines += ["", " ".join(notes)]
-    lines += [f"Measured on: {text}." for text in dict.fromkeys(machine.summary(report.machine) for report in stored)]
-    return "\n".join([*lines, AGAIN, ""])
+    return [*lines, "", " ".join(notes), ""]
+
+
+def _machines(stored: Sequence[Report]) -> list[str]:
+    return [f"Measured on: {text}." for text in dict.fromkeys(machine.summary(report.machine) for report in stored)]
 
 
 def _overview_row(case: Case) -> str:
@@ -96,22 +103,26 @@ def _milliseconds(entry: Entry | None) -> str:
     return "-" if entry is None else milliseconds(entry.seconds.median) + ("" if entry.agrees else " †")
 
 
-def markdown(reports: dict[str, Report]) -> str:
-    """A column for every contender, from all stored results by the cases' names."""
-    stored = [report for name, report in reports.items() if name.startswith(PREFIX)]
+def markdown(machines: Sequence[dict[str, Report]]) -> str:
+    """A column for every contender, a table for every machine, from its stored results by the cases' names."""
+    made = [_table([r for name, r in reports.items() if name.startswith(PREFIX)]) for reports in machines]
+    made = [lines for lines in made if lines]
+    return "\n".join([*(line for lines in made for line in lines), AGAIN, ""]) if made else NOTHING
+
+
+def _table(stored: Sequence[Report]) -> list[str]:
     cases = [report.cases[0] for report in stored]
     if not cases:
-        return NOTHING
+        return []
     names = columns(cases)
-    lines = [f"| | {' | '.join([*names, LEAD])} |", "|---|" + "--:|" * (len(names) + 1)]
+    lines = [*_machines(stored), "", f"| | {' | '.join([*names, LEAD])} |", "|---|" + "--:|" * (len(names) + 1)]
     lines += [f"| {' | '.join(row)} |" for row in rows(cases)]
     lines += ["", "Medians of runs in turn, batch 1, the same weights and photograph for all."]
     lines += _failures(cases)
     off = sorted({f"{e.name} ({e.error:.1e})" for case in cases for e in case.entries if e.seconds and not e.agrees})
     lines += [f"A star: off by more than the tolerance of its dtype: {', '.join(off)}."] if off else []
     lines += ["Other processes kept the cores busy meanwhile."] if any(case.disturbed for case in cases) else []
-    lines += [f"Measured on: {text}." for text in dict.fromkeys(machine.summary(report.machine) for report in stored)]
-    return "\n".join([*lines, AGAIN, ""])
+    return [*lines, ""]
 
 
 def _failures(cases: Sequence[Case]) -> list[str]:

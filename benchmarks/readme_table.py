@@ -48,8 +48,9 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     if any(before["README.md"].count(marker) != 1 for marker in (BEGIN, END)):
         print(f"README.md: expected the lines {BEGIN} and {END}, once each", file=sys.stderr)
         return 1
-    reports = load(root / "benchmarks" / "results")
-    made = blocks(reports, root)
+    results = root / "benchmarks" / "results"
+    reports, machines = load(results), by_machine(results / "engines")
+    made = blocks(reports, machines, root)
     after = {page: _filled(text, made) for page, text in before.items()}
     stale = [page for page in before if after[page] != before[page]]
     if arguments.check:
@@ -60,20 +61,27 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
         return int(bool(stale))
     for page in stale:
         (root / page).write_text(after[page])
-    plotted = [reports[name] for name in PLOTTED if name in reports]
+    plotted = [machine[name] for machine in machines[:1] for name in PLOTTED if name in machine]
     if plotted:
         plot([report.cases[0] for report in plotted], root / PLOT, baseline=CHANNELS_LAST,
              title="HRNet in PyTorch: latency, batch 1", footnote=summary(plotted[0].machine))  # fmt: skip
     return 0
 
 
-def blocks(reports: dict[str, Report], root: Path = ROOT) -> dict[str, Callable[[], str]]:
+def by_machine(folder: Path) -> list[dict[str, Report]]:
+    """The results of ``benchmarks.engines``, a dict for each machine, by the names of their folders."""
+    return [load(path) for path in sorted(folder.glob("*")) if path.is_dir()]
+
+
+def blocks(
+    reports: dict[str, Report], machines: Sequence[dict[str, Report]], root: Path = ROOT
+) -> dict[str, Callable[[], str]]:
     """What writes the text between the markers ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``, by that name."""
     return {
-        "results": lambda: engines_table.overview(reports, NETWORKS),
+        "results": lambda: engines_table.overviews(machines, NETWORKS),
         "gpu": lambda: gpu_table.block(root / "benchmarks" / "results" / "gpu"),
         "forms": lambda: table(reports),
-        "engines": lambda: engines_table.markdown(reports),
+        "engines": lambda: engines_table.markdown(machines),
         "rivals": lambda: rival_report.markdown(reports),
     }
 

@@ -254,11 +254,11 @@ def test_markdown_has_every_contender_and_every_reason():
 
     entries = [entry("OpenVINO", 0.1, 3.1e-2, False), entry("hrnet_fast", 0.05), entry("ONNX Runtime", 0, None, False, "no")]  # fmt: skip
     case = report.Case("engines-x", "a network, bfloat16", "bfloat16", 3e-2, entries)
-    text = engines_table.markdown({"engines-x": report.Report([case]), "other": report.Report([case])})
+    text = engines_table.markdown([{"engines-x": report.Report([case]), "other": report.Report([case])}])
     assert "| a network, bfloat16 | - | 100 ms * | 50.0 ms | 2.00x |" in text
     assert "OpenVINO (3.1e-02)" in text
     assert "ONNX Runtime did not run (bfloat16): no." in text
-    assert "benchmarks.engines" in engines_table.markdown({})
+    assert "benchmarks.engines" in engines_table.markdown([])
 
 
 def test_program_in_a_process_of_its_own(capsys):
