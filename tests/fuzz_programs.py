@@ -15,9 +15,10 @@ from torch import nn
 from hrnet_fast.network.nodes import Constants
 from hrnet_fast.network.passes import steps_of
 from hrnet_fast.network.record import record
-from hrnet_fast.runtime.cpu import steps
+from hrnet_fast.runtime.cpu import steps, tiled_steps
 from hrnet_fast.runtime.cpu.packed_weights import PackedWeights
 from hrnet_fast.runtime.cpu.program import DTYPES, Program
+from hrnet_fast.runtime.cpu.tiled_program import TiledProgram
 
 EXTREMES = [0, 1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 64, 255, 1 << 16, 1 << 31, (1 << 31) - 1, (1 << 32) + 1, 1 << 33, 1 << 61,
             1 << 62, (1 << 63) - 1, -1, -2, -(1 << 31), -(1 << 63)]  # fmt: skip
@@ -50,11 +51,13 @@ class Branches(nn.Module):
         return self.last(torch.cat([x, up], 1)), low
 
 
-def of_a_network(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype):
+def of_a_network(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, tiles: bool = False):
     """The programs of a network that run one after the other, with one set of tensors."""
     graph = record(module.eval(), (torch.empty(shape),), constants=Constants())
-    lowered = steps.lower(graph, steps_of(graph), True, False)
-    program = Program(lowered, PackedWeights(), dtype)
+    if tiles:
+        program = TiledProgram(tiled_steps.lower(graph, steps_of(graph)), PackedWeights(slab=0), dtype)
+    else:
+        program = Program(steps.lower(graph, steps_of(graph), True, False), PackedWeights(slab=0), dtype)
     external = [torch.rand(b.shape).to(b.dtype(dtype)) for b in program._external]
     return [
         (p.steps, program.arena_bytes, [*program._blobs, *external]) for p in program._pieces if p.steps is not None
@@ -120,7 +123,10 @@ def main(seed: int, count: int) -> None:
     torch.set_num_threads(1)
     torch.manual_seed(seed)
     chance = random.Random(seed)
-    networks = [p for width in (2, 7) for dtype in DTYPES for p in of_a_network(Branches(width), (1, 3, 20, 28), dtype)]
+    shape = (1, 3, 20, 28)
+    networks = [p for width in (2, 7) for dtype in DTYPES for p in of_a_network(Branches(width), shape, dtype)]
+    tiled = [p for width in (2, 7, 40) for p in of_a_network(Branches(width), shape, torch.bfloat16, True)]
+    networks += len(networks) // len(tiled) * tiled
     ran = refused = 0
     faulthandler.enable()
     for case in range(count):

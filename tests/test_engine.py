@@ -80,6 +80,7 @@ def test_dtypes(dtype, winograd):
 def test_in_half_precision_the_faster_engine_is_kept(monkeypatch, planned_ms, engine_name):
     monkeypatch.setattr(runtime, "milliseconds", lambda run, x: planned_ms if isinstance(run, planned.Plan) else 3.0)
     monkeypatch.setattr(planned, "is_in_doubt", lambda dtype: True)
+    monkeypatch.setattr(planned, "has_tiles", lambda: False)  # which leave no doubt
     model, x = network(), image()
     optimized = hf.optimize(model, x, dtype=torch.bfloat16)
     assert optimized.engine == engine_name
@@ -177,7 +178,8 @@ def test_two_threads_may_call_it():
     def work(k):
         for i in range(6):
             j = (k + i) % len(images)
-            if not torch.equal(optimized(images[j]), expected[j]):
+            # a shape that is prepared again may find other weights packed, and take another algorithm with them
+            if relative_error(optimized(images[j]), expected[j]) > 5e-6:
                 wrong.append(j)
 
     workers = [threading.Thread(target=work, args=(k,)) for k in range(3)]

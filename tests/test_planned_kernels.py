@@ -14,7 +14,7 @@ from hrnet_fast.models import randomize
 from hrnet_fast.network.nodes import Constants, Value
 from hrnet_fast.network.passes import steps_of
 from hrnet_fast.network.record import record
-from hrnet_fast.runtime.cpu import steps
+from hrnet_fast.runtime.cpu import planned, steps
 from hrnet_fast.runtime.cpu.packed_weights import PackedWeights
 from hrnet_fast.runtime.cpu.program import Program
 from hrnet_fast.runtime.cpu.steps import DIRECT, PAIRS, WINOGRAD2, WINOGRAD4, Buffer, Convolution, Image, Lowered
@@ -152,6 +152,12 @@ def test_sums_are_written_over_what_they_add(again):
         module.float()
 
 
+@pytest.fixture
+def no_tiles(monkeypatch):
+    """Pairs of channels, where the CPU would have something faster."""
+    monkeypatch.setattr(planned, "has_tiles", lambda: False)
+
+
 def in_bfloat16(model, x):
     """By the kernels, whatever would be faster."""
     fast = hf.optimize(model, x, dtype=torch.bfloat16, memory_format=torch.contiguous_format)
@@ -160,7 +166,7 @@ def in_bfloat16(model, x):
 
 
 @needs_pairs
-def test_what_is_added_to_stays_in_float32(monkeypatch):
+def test_what_is_added_to_stays_in_float32(no_tiles, monkeypatch):
     model = randomize(hf.create_model(SMALL, task="segmentation")).eval()
     x = torch.randn(1, 3, 64, 96, generator=torch.Generator().manual_seed(5))
     fast = in_bfloat16(model, x)
@@ -173,7 +179,7 @@ def test_what_is_added_to_stays_in_float32(monkeypatch):
 
 
 @needs_pairs
-def test_results_of_float32_sums_are_copied_from_the_arena():
+def test_results_of_float32_sums_are_copied_from_the_arena(no_tiles):
     """In the network's dtype: no second image of the result's size in float32, and nothing that a later call writes to."""
     model = randomize(hf.create_model(SMALL, task="features")).eval()
     a, b = torch.randn(2, 1, 3, 64, 96, generator=torch.Generator().manual_seed(6))

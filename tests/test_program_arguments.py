@@ -32,7 +32,7 @@ OUTPUT, RESIDUAL, WEIGHT = (
 def one():
     """A convolution [1, 8, 16, 16] -> [1, 8, 16, 16]: its program, its arena, and its constants and images."""
     conv = torch.nn.Conv2d(8, 8, 3, padding=1)
-    program = Program(lowered(conv, (1, 8, 16, 16)), PackedWeights(), torch.float32)
+    program = Program(lowered(conv, (1, 8, 16, 16)), PackedWeights(slab=0), torch.float32)
     (piece,) = program._pieces
     return piece.steps, torch.empty(0, dtype=torch.uint8), [*program._blobs, *torch.randn(2, 1, 8, 16, 16)]
 

@@ -1,11 +1,5 @@
 // Channels-last bfloat16 products on AMX tiles. Included inside the namespace of one instruction set.
 
-struct TileConfig {  // the operand of LDTILECFG
-  uint8_t palette = 1, start_row = 0, reserved[14] = {};
-  uint16_t bytes_per_row[16] = {};
-  uint8_t rows[16] = {};
-};
-
 // Tiles 0 to 2 accumulate 16 pixels x 16 output channels each, 3 holds the pixels, 4 to 6 the weights.
 static inline __attribute__((always_inline)) void configure_tiles(int pixels) {
   TileConfig config;
@@ -13,7 +7,7 @@ static inline __attribute__((always_inline)) void configure_tiles(int pixels) {
     config.bytes_per_row[t] = 64;
     config.rows[t] = static_cast<uint8_t>(t < 4 ? pixels : 16);
   }
-  __asm__ volatile("ldtilecfg %0" ::"m"(config) : "memory");
+  config.load();
 }
 
 template <int NV>

@@ -9,84 +9,19 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <chrono>
 #include <string>
 #include <vector>
 
-#include "../checked.h"
-#include "convolution.h"
+#include "program_reader.h"
 #include "runtime.h"
+#include "tiled_program.h"
 
 namespace hrnet_fast {
 namespace {
 
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
-
-struct Region {
-  char* data;
-  int64_t bytes;
-  ScalarType dtype;  // Byte: of any numbers
-};
-
-ScalarType scalar_type(DType dtype) {
-  switch (dtype) {
-    case DType::kBFloat16: return ScalarType::BFloat16;
-    case DType::kFloat16: return ScalarType::Half;
-    default: return ScalarType::Float;
-  }
-}
-
-class Reader {
- public:
-  Reader(const int64_t* at, const int64_t* end, const std::vector<Region>& regions)
-      : at_(at), end_(end), regions_(regions) {}
-  bool done() const { return at_ == end_; }
-  int64_t next() {
-    STD_TORCH_CHECK(at_ < end_, "run_program: the program ends in the middle of a step");
-    return *at_++;
-  }
-  int64_t next(int64_t least, int64_t most) {
-    const int64_t word = next();
-    STD_TORCH_CHECK(word >= least && word <= most, "run_program: expected a number from ", least, " to ", most,
-                    ", got ", word);
-    return word;
-  }
-  int64_t size() { return next(1, INT64_MAX); }
-  // `count` numbers that lie at an address; null where the base is -1.
-  char* address(int64_t count, DType dtype) {
-    const int64_t itemsize = dtype == DType::kFloat32 ? 4 : 2, bytes = checked_product(count, itemsize);
-    const int64_t base = next(-1, static_cast<int64_t>(regions_.size()) - 1), offset = next();
-    if (base < 0) return nullptr;
-    const Region& region = regions_[base];
-    STD_TORCH_CHECK(offset >= 0 && bytes >= 0 && offset <= region.bytes - bytes, "run_program: ", bytes, " bytes at (",
-                    base, ", ", offset, ") are outside of the tensors");
-    STD_TORCH_CHECK(region.dtype == ScalarType::Byte || region.dtype == scalar_type(dtype), "run_program: tensor ",
-                    base, " has another dtype than what is read or written there");
-    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(region.data + offset) % itemsize == 0, "run_program: (", base, ", ",
-                    offset, ") is not aligned");
-    return region.data + offset;
-  }
-  DType dtype() {
-    const int64_t code = next();
-    STD_TORCH_CHECK(code == 0 || code == 2 || code == 3, "run_program: unknown dtype ", code);
-    return code == 0 ? DType::kFloat32 : code == 2 ? DType::kBFloat16 : DType::kFloat16;
-  }
-  // Images [n, channels, h, w] with dense planes: dtype, channels, elements from image to image, address.
-  Planes planes(int64_t n, int64_t h, int64_t w) {
-    Planes p;
-    p.dtype = dtype();
-    p.channels = size(), p.image_stride = size();
-    const int64_t image = checked_product(p.channels, h, w);
-    STD_TORCH_CHECK(p.image_stride >= image, "run_program: images overlap");
-    checked_product(n, p.image_stride);  // the kernels' own offsets stay below
-    p.data = address(checked_sum(checked_product(n - 1, p.image_stride), image), p.dtype);
-    return p;
-  }
-
- private:
-  const int64_t *at_, *end_;
-  const std::vector<Region>& regions_;
-};
 
 Convolution read_convolution(Reader& in) {
   Convolution q;
@@ -184,31 +119,65 @@ Region region_of(const Tensor& t) {
   return {static_cast<char*>(const_cast<void*>(t.const_data_ptr())), bytes, dtype};
 }
 
-enum Step : int64_t { kConvolutions = 1, kExchange = 2 };
+enum Step : int64_t { kConvolutions = 1, kExchange, kTiled };
 
-void read_steps(const int64_t* begin, const int64_t* end, const std::vector<Region>& regions, bool run) {
+int64_t operations(const int64_t* step) { return *step == kTiled ? step[2] : 1; }
+
+// What each operation took is written to nanoseconds, where that is not null: the time that threads spent on it, for a
+// step that is one operation the time until its end.
+void read_steps(const std::vector<int64_t>& words, const std::vector<Region>& regions, bool run,
+                int64_t* nanoseconds = nullptr) {
+  const int64_t *begin = words.data(), *end = begin + words.size();
   while (begin != end) {
     STD_TORCH_CHECK(end - begin >= 2 && begin[1] >= 0 && begin[1] <= end - begin - 2, "run_program: a step is cut off");
     const int64_t *first = begin + 2, *last = first + begin[1];
     Reader step(first, last, regions);
+    const auto start = std::chrono::steady_clock::now();
     switch (*begin) {
       case kConvolutions: convolutions_step(step, run); break;
       case kExchange: exchange_step(step, run); break;
+      case kTiled: tiled_step(step, run, nanoseconds); break;
       default: STD_TORCH_CHECK(false, "run_program: unknown step ", *begin);
     }
     STD_TORCH_CHECK(step.done(), "run_program: a step is longer than what it says");
+    if (nanoseconds != nullptr) {
+      if (*begin != kTiled) *nanoseconds = (std::chrono::steady_clock::now() - start) / std::chrono::nanoseconds(1);
+      nanoseconds += operations(begin);
+    }
     begin = last;
   }
 }
 
-void run_program(Tensor program, Tensor arena, std::vector<Tensor> others) {
+int64_t count_operations(const std::vector<int64_t>& words) {  // of a program that has been read
+  int64_t count = 0;
+  for (size_t at = 0; at < words.size(); at += 2 + static_cast<size_t>(words[at + 1])) count += operations(&words[at]);
+  return count;
+}
+
+void run_timed(const Tensor& program, const Tensor& arena, const std::vector<Tensor>& others, const Tensor* times) {
   STD_TORCH_CHECK(program.is_cpu() && program.scalar_type() == ScalarType::Long && program.is_contiguous(),
                   "run_program: expected a program of 64-bit integers");
   std::vector<Region> regions = {region_of(arena)};
   for (const Tensor& t : others) regions.push_back(region_of(t));
-  const int64_t* words = static_cast<const int64_t*>(program.const_data_ptr());
-  const std::vector<int64_t> copy(words, words + program.numel());  // the tensors may be the program itself
-  for (const bool run : {false, true}) read_steps(copy.data(), copy.data() + copy.size(), regions, run);
+  const int64_t* begin = static_cast<const int64_t*>(program.const_data_ptr());
+  const std::vector<int64_t> words(begin, begin + program.numel());  // the tensors may be the program itself
+  read_steps(words, regions, false);
+  int64_t* nanoseconds = nullptr;
+  if (times != nullptr) {
+    STD_TORCH_CHECK(times->is_cpu() && times->is_contiguous() && times->scalar_type() == ScalarType::Long &&
+                        times->numel() == count_operations(words),
+                    "time_program: expected a 64-bit integer for each operation");
+    nanoseconds = static_cast<int64_t*>(times->mutable_data_ptr());
+  }
+  read_steps(words, regions, true, nanoseconds);
+}
+
+void run_program(Tensor program, Tensor arena, std::vector<Tensor> others) {
+  run_timed(program, arena, others, nullptr);
+}
+
+void time_program(Tensor program, Tensor arena, std::vector<Tensor> others, Tensor nanoseconds) {
+  run_timed(program, arena, others, &nanoseconds);
 }
 
 // The size of a packed weight, of what the kernels know.
@@ -252,6 +221,7 @@ std::string why_not_program() { return why_not_convolve() == nullptr ? "" : why_
 
 STABLE_TORCH_LIBRARY_FRAGMENT(hrnet_fast, m) {
   m.def("run_program(Tensor program, Tensor(a!) arena, Tensor(b!)[] others) -> ()");
+  m.def("time_program(Tensor program, Tensor(a!) arena, Tensor(b!)[] others, Tensor(c!) nanoseconds) -> ()");
   m.def("pack_convolution(Tensor weight, int algorithm, Tensor(a!) packed) -> ()");
   m.def("packed_convolution_size(int algorithm, int c_out, int c_in, int kernel) -> int");
   m.def("cheapest_convolution(int n, int c_out, int h, int w, int c_in, bool pairs, int packed) -> int");
@@ -261,6 +231,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hrnet_fast, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) {
   m.impl("run_program", TORCH_BOX(hrnet_fast::run_program));
+  m.impl("time_program", TORCH_BOX(hrnet_fast::time_program));
   m.impl("pack_convolution", TORCH_BOX(hrnet_fast::pack_convolution));
 }
 

@@ -65,6 +65,7 @@ struct Level {
   void (*norm)(const NormProblem&, bool forward);
   void (*argmax)(const ArgmaxProblem&);
   bool (*supported)();
+  const TiledKernels* tiled = nullptr;  // null: there is none
 };
 
 #if defined(__x86_64__)
@@ -96,7 +97,8 @@ bool has_amx() {
 const Level levels[] = {
                           // best first
 #if defined(__x86_64__)
-    {"amx", exchange_amx, backward_avx512, convolve_avx512_bf16, costs_avx512, norm_avx512, argmax_avx512, has_amx},
+    {"amx", exchange_amx, backward_avx512, convolve_avx512_bf16, costs_avx512, norm_avx512, argmax_avx512, has_amx,
+     &tiled_amx},
     {"avx512_bf16", exchange_avx512_bf16, backward_avx512, convolve_avx512_bf16, costs_avx512, norm_avx512,
      argmax_avx512, has_avx512_bf16},
     {"avx512", exchange_avx512, backward_avx512, convolve_avx512, costs_avx512, norm_avx512, argmax_avx512, has_avx512},
@@ -137,6 +139,10 @@ const char* why_not_convolve() {
 }
 
 bool multiplies_pairs() { return level().convolve == convolve_avx512_bf16; }
+
+bool multiplies_tiles() { return level().tiled != nullptr; }
+
+const TiledKernels& tiled_kernels() { return multiplies_tiles() ? *level().tiled : tiled_emulated; }
 
 void run_convolve(const Convolution* convolutions, int count) {
   if (why_not_convolve() != nullptr) throw std::runtime_error(why_not_convolve());

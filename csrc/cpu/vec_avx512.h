@@ -49,6 +49,15 @@ struct VecAvx512 {
   void store(T* p, int n) const {
     _mm256_mask_storeu_epi16(p, mask(n), narrow(T{}));
   }
+  // The numbers rounded, and what the rounding took away (nothing of infinity and NaN).
+  void store_sum(BFloat16* high, BFloat16* low) const { store_sum(high, low, L); }
+  void store_sum(BFloat16* high, BFloat16* low, int n) const {
+    const __m256i rounded = narrow(BFloat16{});
+    const __m512 rest = _mm512_sub_ps(v, widen_bf16(rounded).v);
+    const VecAvx512 kept = {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(rest, rest, _CMP_ORD_Q), rest)};
+    _mm256_mask_storeu_epi16(high, mask(n), rounded);
+    _mm256_mask_storeu_epi16(low, mask(n), kept.narrow(BFloat16{}));
+  }
   static VecAvx512 pick(const float* p, const int32_t* index) {  // two registers hold all that index can name
     return {_mm512_permutex2var_ps(_mm512_loadu_ps(p), _mm512_loadu_si512(index), _mm512_loadu_ps(p + 16))};
   }
@@ -136,5 +145,6 @@ struct VecAvx512 {
   static VecAvx512 where_positive(VecAvx512 y, VecAvx512 g) {  // y <= 0 ? 0 : g, which lets g pass where y is NaN
     return {_mm512_maskz_mov_ps(_mm512_cmp_ps_mask(y.v, _mm512_setzero_ps(), _CMP_NLE_UQ), g.v)};
   }
+  VecAvx512 at_least(VecAvx512 floor) const { return {_mm512_max_ps(floor.v, v)}; }  // keeps NaN
   VecAvx512 relu() const { return {_mm512_max_ps(_mm512_setzero_ps(), v)}; }  // second operand: keeps NaN
 };

@@ -62,6 +62,15 @@ struct VecGeneric {
   void store(T* p, int n) const {
     for (int i = 0; i < n; ++i) p[i] = Convert<T>::narrow(v[i]);
   }
+  // The numbers rounded, and what the rounding took away (nothing of infinity and NaN).
+  void store_sum(BFloat16* high, BFloat16* low) const { store_sum(high, low, L); }
+  void store_sum(BFloat16* high, BFloat16* low, int n) const {
+    for (int i = 0; i < n; ++i) {
+      high[i] = to_bfloat16(v[i]);
+      const A rest = v[i] - to_float(high[i]);
+      low[i] = to_bfloat16(rest == rest ? rest : A(0));
+    }
+  }
   // p[index[i]] for index[i] < 2 L; 2 L elements from p on may be read
   static VecGeneric pick(const A* p, const int32_t* index) {
     VecGeneric r;
@@ -83,6 +92,11 @@ struct VecGeneric {
   static VecGeneric where_positive(VecGeneric y, VecGeneric g) {  // y <= 0 ? 0 : g, which lets g pass where y is NaN
     VecGeneric r;
     for (int i = 0; i < L; ++i) r.v[i] = y.v[i] <= 0 ? A(0) : g.v[i];
+    return r;
+  }
+  VecGeneric at_least(VecGeneric floor) const {  // keeps NaN
+    VecGeneric r;
+    for (int i = 0; i < L; ++i) r.v[i] = v[i] < floor.v[i] ? floor.v[i] : v[i];
     return r;
   }
   VecGeneric relu() const {  // keeps NaN

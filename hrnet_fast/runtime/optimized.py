@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hrnet_fast.autograd import transformed
 from hrnet_fast.runtime.arguments import Arguments, Expected
 from hrnet_fast.runtime.changes import Fingerprint
+from hrnet_fast.runtime.cpu.profile import Profile
 from hrnet_fast.runtime.normalization import Normalization
 from hrnet_fast.runtime.ways import LAYOUTS, Prepared, Ways, parameter_dtype
 
@@ -215,6 +216,29 @@ class OptimizedModel(nn.Module):
         """What is kept beside the model's own parameters, in bytes; what torch's allocator keeps is not counted."""
         with self._lock:
             return Memory(*self._ways.memory())
+
+    def profile(self, *args: Any, repeat: int = 10, **kwargs: Any) -> Profile:
+        """What each operation of a planned program takes: ``print(fast.profile(image))`` shows a table.
+
+        Args:
+            args, kwargs: what the model takes; a shape that is not prepared yet is prepared.
+            repeat: runs, whose medians are returned.
+
+        Raises:
+            ValueError: ``repeat`` is less than 1.
+            RuntimeError: another way than a planned program runs these arguments: torch.profiler shows its operators.
+        """
+        if repeat < 1:
+            raise ValueError(f"repeat: expected at least 1, got {repeat}")
+        self(*args, **kwargs)
+        call = self._expected.check(args, kwargs)
+        with self._lock, torch.no_grad():
+            prepared = self._shapes.get(call.key)
+            if prepared is None or prepared.engine != "planned":
+                raise RuntimeError(
+                    f"profile: {self.engine!r} runs these arguments, not a planned program: torch.profiler shows what it does"
+                )
+            return prepared.run.profile([t.detach() for t in call.tensors()], repeat)
 
     def train(self, mode: bool = True) -> "OptimizedModel":
         """Only evaluation: train the original model, then ``refresh()``.

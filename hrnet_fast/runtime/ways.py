@@ -96,7 +96,7 @@ class Ways:
             except Refused as error:
                 reason = str(error)
         calls = sum(isinstance(s, Call) for s in steps)
-        doubt = calls > _MANY_CALLS or planned.is_in_doubt(self._settings["dtype"]) if candidates else False
+        doubt = bool(candidates) and (calls > _MANY_CALLS or candidates[0][2].in_doubt)
         if candidates and doubt and LAYOUTS[self._settings["memory_format"]] is None:
             candidates = self._by_time(call, graph, steps, candidates)
         else:

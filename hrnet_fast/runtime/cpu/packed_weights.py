@@ -10,12 +10,35 @@ from hrnet_fast.folding import rounded
 from hrnet_fast.network.sums import Weight
 from hrnet_fast.runtime.cpu.steps import DIRECT, PAIRS, Convolution, Exchange
 
+_LARGEST, _ALIGNMENT = 4 << 20, 64  # bytes
+
+
+class Slabs:
+    """Cuts small pieces of memory from large ones; the memory of one is freed with the last of its pieces.
+
+    A program names its tensors at every call: hundreds would take longer than some layers.
+    """
+
+    def __init__(self, first: int):
+        self._slab, self._used, self._next = torch.empty(0, dtype=torch.uint8), 0, first
+
+    def take(self, size: int) -> tuple[Tensor, int]:
+        """A tensor of bytes, and where in it ``size`` of them are free."""
+        if size > self._next // 4:
+            return torch.empty(size, dtype=torch.uint8), 0
+        if self._used + size > self._slab.numel():
+            self._slab, self._used = torch.empty(self._next, dtype=torch.uint8), 0
+            self._next = min(2 * self._next, _LARGEST)
+        start = self._used
+        self._used += -(-size // _ALIGNMENT) * _ALIGNMENT
+        return self._slab, start
+
 
 class Packed:
-    """Bytes that a kernel reads, and what fills them from the parameters."""
+    """Bytes that a kernel reads, a piece of ``slab`` from ``start`` on, and what fills them from the parameters."""
 
-    def __init__(self, size: int, fill: Callable[[Tensor], None]):
-        self.bytes = torch.empty(size, dtype=torch.uint8)
+    def __init__(self, slab: Tensor, start: int, size: int, fill: Callable[[Tensor], None]):
+        self.slab, self.start, self.bytes = slab, start, slab[start : start + size]
         self._fill = fill
         self.refill()
 
@@ -26,9 +49,14 @@ class Packed:
 
 
 class PackedWeights:
-    """One ``Packed`` for each weight and form of it, as long as a plan holds it."""
+    """One ``Packed`` for each weight and form of it, as long as a plan holds it.
 
-    def __init__(self):
+    Args:
+        slab: bytes of the first piece of memory that small weights share; 0: each has its own.
+    """
+
+    def __init__(self, slab: int = 256 << 10):
+        self._slabs = Slabs(slab)
         self._known: weakref.WeakValueDictionary[tuple, Packed] = weakref.WeakValueDictionary()
 
     def convolution(self, op: Convolution) -> tuple[Packed, Packed, Packed | None]:
@@ -61,6 +89,21 @@ class PackedWeights:
         border = None if normal is None else self._packed(("border", normal, c_in), 4 * c_in, fill_border)
         return (self._packed(("weight", parts, algorithm, normal), 4 * size, fill_weight),
                 self._packed(("bias", parts, normal), 4 * c_out, fill_bias), border)  # fmt: skip
+
+    def tiles(self, weight: Weight) -> Packed:
+        """A weight for the kernels on tiles."""
+        c_out, c_in, kernel = weight.shape
+        size = torch.ops.hrnet_fast.packed_tiles_size(c_out, c_in, kernel)
+
+        def fill(to: Tensor) -> None:
+            torch.ops.hrnet_fast.pack_tiles(weight.kernel().contiguous(), to.view(torch.bfloat16))
+
+        return self._packed(("tiles", weight), 2 * size, fill)
+
+    def numbers(self, values: tuple[float, ...]) -> Packed:
+        """Numbers that are no parameters, in float32."""
+        return self._packed(("numbers", values), 4 * len(values),
+                            lambda to: to.view(torch.float32).copy_(torch.tensor(values)))  # fmt: skip
 
     def has(self, weights: tuple[tuple[Weight, ...], ...], algorithm: int) -> bool:
         """Whether a convolution's weights are packed for an algorithm already."""
@@ -101,7 +144,7 @@ class PackedWeights:
     def _packed(self, key: tuple, size: int, fill: Callable[[Tensor], None]) -> Packed:
         found = self._known.get(key)
         if found is None:
-            found = self._known[key] = Packed(size, fill)
+            found = self._known[key] = Packed(*self._slabs.take(size), size, fill)
         return found
 
 

@@ -1,14 +1,19 @@
 """The CPU program of a network: one plan for each shape of its inputs, weights and memory shared."""
 
+import contextlib
+
 import torch
 from torch import Tensor
 
 from hrnet_fast import library
-from hrnet_fast.network.nodes import Graph
+from hrnet_fast.network.nodes import Graph, Refused
 from hrnet_fast.network.sums import Step
+from hrnet_fast.runtime.cpu import tiled_steps
 from hrnet_fast.runtime.cpu.packed_weights import PackedWeights
+from hrnet_fast.runtime.cpu.profile import Profile
 from hrnet_fast.runtime.cpu.program import DTYPES, Program
 from hrnet_fast.runtime.cpu.steps import lower
+from hrnet_fast.runtime.cpu.tiled_program import TiledProgram
 from hrnet_fast.runtime.normalization import Normalization
 
 
@@ -24,13 +29,18 @@ def why_not(dtype: torch.dtype, device: torch.device) -> str | None:
 
 
 def is_in_doubt(dtype: torch.dtype) -> bool:
-    """Whether torch's operators may be faster: where the kernels here do not have the instructions that those have.
+    """Whether torch's operators may be faster than programs on planes: where these lack instructions that torch has.
 
     In float32 they were slower in every case measured, and in bfloat16 where both multiply pairs of channels; AMX, and
     what may be there for float16, is torch's alone.
     """
     pairs = torch.ops.hrnet_fast.has_bfloat16_pairs() and torch.ops.hrnet_fast.cpu_capability() != "amx"
     return not (dtype == torch.float32 or (dtype == torch.bfloat16 and pairs))
+
+
+def has_tiles() -> bool:
+    """Whether networks in bfloat16 are computed by products of tiles."""
+    return torch.ops.hrnet_fast.has_tiles()
 
 
 class Planned:
@@ -57,9 +67,14 @@ class Planned:
         Raises:
             Refused: it cannot be planned.
         """
+        if self._dtype == torch.bfloat16 and has_tiles():
+            with contextlib.suppress(Refused):
+                lowered = tiled_steps.lower(graph, steps, self._normalization)
+                return Plan(self, TiledProgram(lowered, self._weights, self._dtype), len(lowered.steps), False)
         pairs = self._dtype == torch.bfloat16 and torch.ops.hrnet_fast.has_bfloat16_pairs()
         lowered = lower(graph, steps, self._winograd, pairs, self._normalization, self._weights.has)
-        return Plan(self, Program(lowered, self._weights, self._dtype), len(lowered.steps))
+        program = Program(lowered, self._weights, self._dtype)
+        return Plan(self, program, len(lowered.steps), is_in_doubt(self._dtype))
 
     def arena(self, size: int) -> Tensor:
         """At least so many bytes, the same ones for all plans."""
@@ -77,14 +92,28 @@ class Planned:
 
 
 class Plan:
-    """A network for inputs of given shapes, ready to run."""
+    """A network for inputs of given shapes, ready to run.
 
-    def __init__(self, owner: Planned, program: Program, steps: int):
-        self._owner, self._program, self.steps = owner, program, steps
+    Args:
+        owner: has its memory.
+        program: what runs.
+        steps: how many there are.
+        in_doubt: whether torch's operators may be faster.
+    """
+
+    def __init__(self, owner: Planned, program: Program, steps: int, in_doubt: bool):
+        self._owner, self._program, self.steps, self.in_doubt = owner, program, steps, in_doubt
 
     def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
         """The graph's ``outputs()`` for the network's inputs, in new memory."""
         return self._program.run(inputs, self._owner.arena(self._program.arena_bytes))
+
+    def profile(self, inputs: list[Tensor], repeat: int) -> Profile:
+        """What each operation takes, the median of ``repeat`` runs after one that warms the caches."""
+        samples: list[list] = [[] for _ in range(repeat + 1)]
+        for times in samples:
+            self._program.run(inputs, self._owner.arena(self._program.arena_bytes), times)
+        return Profile.of(samples[1:])
 
     def refill(self) -> None:
         """Forgets copies of parameters."""

@@ -1,5 +1,6 @@
 """A network's operations as a program for the C++ kernels, with torch's operators between its parts."""
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -8,21 +9,22 @@ from torch import Tensor
 from hrnet_fast.network.nodes import Constant, Value
 from hrnet_fast.runtime.cpu import memory
 from hrnet_fast.runtime.cpu.packed_weights import Packed, PackedWeights
-from hrnet_fast.runtime.cpu.steps import Buffer, Convolution, Exchange, Image, Lowered, TorchCall
+from hrnet_fast.runtime.cpu.steps import Buffer, Convolution, Exchange, Image, Lowered, Operation, TorchCall
 
 # what csrc/cpu/program.cpp reads
 _CONVOLUTIONS, _EXCHANGE = 1, 2
 DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
-_MODES = {("nearest", False): 0, ("bilinear", False): 1, ("bilinear", True): 2}
-_ARENA, _FIRST_BLOB = 0, 1
-_NOWHERE = (-1, 0)
+MODES = {("nearest", False): 0, ("bilinear", False): 1, ("bilinear", True): 2}
+ARENA, _FIRST_BLOB = 0, 1
+NOWHERE = (-1, 0)
 
 
 @dataclass
 class Piece:
-    """Steps of the kernels, [n] int64; or one operator of torch's."""
+    """Steps of the kernels, [n] int64, with what is timed of them; or one operator of torch's."""
 
     steps: Tensor | None
+    timed: list[list[Operation]]  # that run side by side
     call: TorchCall | None
 
 
@@ -38,11 +40,15 @@ class Program:
     def __init__(self, plan: Lowered, weights: PackedWeights, dtype: torch.dtype):
         self._plan, self._weights, self._dtype = plan, weights, dtype
         self._blobs: list[Tensor] = []
-        self._places: dict[Packed, int] = {}  # in that list; holds what this plan needs
+        self._places: dict[Packed, tuple[int, int]] = {}  # tensor of that list, and byte; holds what this plan needs
         self._casts: dict[Constant, Tensor] = {}
-        self._offsets, self.arena_bytes = memory.place(plan, dtype)
+        self._offsets, self.arena_bytes = memory.place(plan, self._bytes)
         self._external = self._externals()
         self._pieces = self._encode()
+
+    def _bytes(self, buffer: Buffer) -> int:
+        n, c, h, w = buffer.shape
+        return n * c * h * w * buffer.dtype(self._dtype).itemsize
 
     def _externals(self) -> dict[Buffer, int]:
         found: dict[Buffer, int] = {}
@@ -60,23 +66,30 @@ class Program:
         # all weights first: their number says where the other tensors come in the list
         bodies = [None if isinstance(step[0], TorchCall) else self._weights_of(step) for step in self._plan.steps]
         pieces: list[Piece] = []
-        words: list[int] = []
-        for step, packed in zip(self._plan.steps, bodies):
-            if packed is None:
-                if words:
-                    pieces.append(Piece(torch.tensor(words, dtype=torch.int64), None))
-                    words = []
-                pieces.append(Piece(None, step[0]))
+        run: list[tuple[list, list[tuple]]] = []
+        for step, packed in [*zip(self._plan.steps, bodies), (None, None)]:
+            if packed is not None:
+                run.append((step, packed))
                 continue
-            convolutions = isinstance(step[0], Convolution)
-            if convolutions:
+            if run:
+                words, timed = self._words(run)
+                pieces.append(Piece(torch.tensor(words, dtype=torch.int64), timed, None))
+                run = []
+            if step is not None:
+                pieces.append(Piece(None, [step], step[0]))
+        return pieces
+
+    def _words(self, run: list[tuple[list, list[tuple]]]) -> tuple[list[int], list[list[Operation]]]:
+        """Of steps that follow each other, with what is packed for each of their operations; and what is timed."""
+        words: list[int] = []
+        for step, packed in run:
+            if isinstance(step[0], Convolution):
                 body = [len(step), *(w for op, p in zip(step, packed) for w in self._convolution(op, p))]
+                words += [_CONVOLUTIONS, len(body), *body]
             else:
                 body = self._exchange(step[0], packed[0])
-            words += [_CONVOLUTIONS if convolutions else _EXCHANGE, len(body), *body]
-        if words:
-            pieces.append(Piece(torch.tensor(words, dtype=torch.int64), None))
-        return pieces
+                words += [_EXCHANGE, len(body), *body]
+        return words, [step for step, _ in run]
 
     def _weights_of(self, step: list) -> list[tuple]:
         return [self._placed(self._weights.convolution(op)) if isinstance(op, Convolution)
@@ -94,16 +107,20 @@ class Program:
     def _placed(self, packed: tuple) -> tuple:
         for p in packed:
             if p is not None and p not in self._places:
-                self._places[p] = len(self._blobs)
-                self._blobs.append(p.bytes)
+                known = (k for k, slab in enumerate(self._blobs) if slab is p.slab)
+                index = next(known, len(self._blobs))
+                if index == len(self._blobs):
+                    self._blobs.append(p.slab)
+                self._places[p] = index, p.start
         return packed
 
-    def run(self, inputs: list[Tensor], arena: Tensor) -> list[Tensor]:
+    def run(self, inputs: list[Tensor], arena: Tensor, times: list | None = None) -> list[Tensor]:
         """The values that the caller reads, in new memory, in the order of ``Lowered.outputs``.
 
         Args:
             inputs: of the plan's shapes, of any floating dtype and layout.
             arena: ``arena_bytes`` bytes or more.
+            times: gets (operations that ran side by side, seconds) in their order.
         """
         nothing = torch.empty(0)
         external: list[Tensor] = [nothing] * len(self._external)
@@ -117,11 +134,21 @@ class Program:
                 buffer = output.buffer
                 external[self._external[buffer]] = torch.empty(buffer.shape, dtype=buffer.dtype(self._dtype))
         for piece in self._pieces:
-            if piece.steps is not None:
-                dense = [t if t.is_contiguous() and t.dtype in DTYPES else nothing for t in external]
-                torch.ops.hrnet_fast.run_program(piece.steps, arena, [*self._blobs, *dense])
-            else:
+            start = time.perf_counter()
+            if piece.steps is None:
                 self._call(piece.call, external, arena)
+                seconds = [time.perf_counter() - start]
+            else:
+                dense = [t if t.is_contiguous() and t.dtype in DTYPES else nothing for t in external]
+                tensors = [*self._blobs, *dense]
+                if times is None:
+                    torch.ops.hrnet_fast.run_program(piece.steps, arena, tensors)
+                    continue
+                nanoseconds = torch.zeros(len(piece.timed), dtype=torch.int64)
+                torch.ops.hrnet_fast.time_program(piece.steps, arena, tensors, nanoseconds)
+                seconds = (nanoseconds.double() / 1e9).tolist()
+            if times is not None:
+                times += zip(piece.timed, seconds)
         theirs = {t.untyped_storage().data_ptr() for t in (*inputs, *external[: len(inputs)], arena)}
         results = []
         for output in self._plan.outputs.values():
@@ -184,7 +211,7 @@ class Program:
         offset = element * buffer.dtype(self._dtype).itemsize
         if buffer.external:
             return _FIRST_BLOB + len(self._blobs) + self._external[buffer], offset
-        return _ARENA, self._offsets[buffer] + offset
+        return ARENA, self._offsets[buffer] + offset
 
     def _planes(self, image: Image) -> list[int]:
         _, c, h, w = image.buffer.shape
@@ -194,13 +221,16 @@ class Program:
         return DTYPES[image.buffer.dtype(self._dtype)]
 
     def _constant(self, packed: Packed | None) -> tuple[int, int]:
-        return _NOWHERE if packed is None else (_FIRST_BLOB + self._places[packed], 0)
+        if packed is None:
+            return NOWHERE
+        index, start = self._places[packed]
+        return _FIRST_BLOB + index, start
 
     def _convolution(self, op: Convolution, packed: tuple) -> list[int]:
         (h, w), n, c_out = op.sources[0].size, op.output.buffer.shape[0], op.output.channels
         weight, bias, border = packed
         # the numbers of a residual that is not there must still make sense
-        residual = [*self._planes(op.output)[:3], *_NOWHERE] if op.residual is None else self._planes(op.residual)
+        residual = [*self._planes(op.output)[:3], *NOWHERE] if op.residual is None else self._planes(op.residual)
         return [
             op.algorithm, n, h, w, c_out, op.kernel, op.stride, op.relu_from, len(op.sources),
             *(word for source in op.sources for word in self._planes(source)), *self._planes(op.output),
@@ -210,7 +240,7 @@ class Program:
     def _exchange(self, op: Exchange, packed: tuple) -> list[int]:
         bias, projection, projection_bias, *matrices = packed
         n, _, h, w = op.output.buffer.shape
-        words = [self._code(op.output), _MODES[op.mode, op.align_corners], int(op.relu), n, h, w, op.channels,
+        words = [self._code(op.output), MODES[op.mode, op.align_corners], int(op.relu), n, h, w, op.channels,
                  len(op.inputs)]  # fmt: skip
         for (image, _), matrix in zip(op.inputs, matrices, strict=True):
             words += [*image.size, *self._planes(image), *self._constant(matrix)]

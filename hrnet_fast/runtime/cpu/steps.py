@@ -8,12 +8,13 @@ import torch
 
 from hrnet_fast.call import MAX_INPUTS
 from hrnet_fast.network.nodes import Graph, Refused, Value
-from hrnet_fast.network.sums import Call, Conv, Step, Sum, Weight
+from hrnet_fast.network.sums import Call, Conv, Step, Sum, Up, Weight
 from hrnet_fast.runtime.normalization import Normalization
 
 MAX_SOURCES, MAX_CONVOLUTIONS = 4, 16  # kMaxSources and kMaxConvolutions of csrc/cpu/convolution.h
 DIRECT, WINOGRAD2, WINOGRAD4 = 0, 1, 2  # Algorithm of csrc/cpu/convolution.h
 PAIRS = 3  # added to it: factors in bfloat16, two channels a multiplication
+TILES = 6  # not of it: products of tiles in bfloat16
 
 IsPacked = Callable[[tuple[tuple[Weight, ...], ...], int], bool]
 
@@ -25,6 +26,7 @@ class Buffer:
     shape: tuple[int, int, int, int]
     external: bool = False
     wide: bool = False  # float32 whatever the dtype of the network
+    planar: bool = True  # dense planes; else as tiles read it
 
     def dtype(self, network: torch.dtype) -> torch.dtype:
         """Of the image, in a network that computes in another one."""
@@ -82,6 +84,36 @@ class Exchange:
 
 
 @dataclass(eq=False)
+class Reorder:
+    """An image of the caller's, or of an operator of torch's, in the layout of tiles."""
+
+    output: Image
+    source: Buffer
+    normalization: Normalization | None = None  # that is done on the way
+
+    def reads(self) -> list[Image]:
+        """Nothing in planned memory."""
+        return []
+
+    @property
+    def results(self) -> list[Buffer]:
+        """What it reads."""
+        return [self.source]
+
+
+@dataclass(eq=False)
+class Restore:
+    """An image in the layout of tiles as one with dense planes."""
+
+    output: Image
+    source: Image
+
+    def reads(self) -> list[Image]:
+        """The image."""
+        return [self.source]
+
+
+@dataclass(eq=False)
 class TorchCall:
     """An operator of torch's."""
 
@@ -95,7 +127,7 @@ class TorchCall:
         return list(self.inputs.values())
 
 
-Operation = Convolution | Exchange | TorchCall
+Operation = Convolution | Exchange | Reorder | Restore | TorchCall
 
 
 @dataclass
@@ -133,10 +165,12 @@ def lower(
     Raises:
         Refused: a sum has too many terms.
     """
-    return _Lowering(graph, winograd, pairs, is_packed).run(steps, normalization)
+    return Lowering(graph, winograd, pairs, is_packed).run(steps, normalization)
 
 
-class _Lowering:
+class Lowering:
+    """Lowers for images with dense planes."""
+
     def __init__(self, graph: Graph, winograd: bool, pairs: bool, is_packed: IsPacked | None):
         self._is_packed = is_packed or (lambda weights, algorithm: False)
         self._graph, self._winograd, self._pairs = graph, winograd, pairs
@@ -145,6 +179,23 @@ class _Lowering:
         self._operations: list[Operation] = []
 
     def run(self, steps: list[Step], normalization: Normalization | None) -> Lowered:
+        """The operations of all steps."""
+        inputs, outputs, results = self._visit(steps)
+        levels = by_level(self._operations)
+        joined = [_join(level, results) for level in levels]
+        steps = [part for level in joined for part in parts(level)]
+        if self._pairs:
+            _widen(steps)
+            for buffer in results:  # the caller gets what is made of it in the network's dtype
+                buffer.external = buffer in inputs or (buffer.external and not buffer.wide)
+        add_in_place(steps, results)
+        left = normalization
+        if normalization is not None and len(inputs) == 1 and not set(inputs) & {*results, *outputs.values()}:
+            left = None if _normalize(steps, inputs[0], normalization) else normalization
+        return Lowered(inputs, steps, outputs, self._results, left, self._graph.dtype)
+
+    def _visit(self, steps: list[Step]) -> tuple[list[Buffer], dict[Value, Image | Buffer], set[Buffer]]:
+        """Makes the operations: the network's inputs, its outputs, and those of them that are images."""
         inputs = [self._input(value) for value in self._graph.inputs]
         for step in steps:
             if isinstance(step, Sum):
@@ -152,19 +203,7 @@ class _Lowering:
             else:
                 self._call(step)
         outputs = {v: self._output(v) for v in self._graph.outputs()}
-        levels = _by_level(self._operations)
-        results = {o.buffer for o in outputs.values() if isinstance(o, Image)}
-        joined = [_join(level, results) for level in levels]
-        steps = [part for level in joined for part in _parts(level)]
-        if self._pairs:
-            _widen(steps)
-            for buffer in results:  # the caller gets what is made of it in the network's dtype
-                buffer.external = buffer in inputs or (buffer.external and not buffer.wide)
-        _add_in_place(steps, results)
-        left = normalization
-        if normalization is not None and len(inputs) == 1 and not set(inputs) & {*results, *outputs.values()}:
-            left = None if _normalize(steps, inputs[0], normalization) else normalization
-        return Lowered(inputs, steps, outputs, self._results, left, self._graph.dtype)
+        return inputs, outputs, {o.buffer for o in outputs.values() if isinstance(o, Image)}
 
     def _input(self, value: Value) -> Buffer:
         buffer = Buffer(value.shape, external=True)
@@ -211,12 +250,13 @@ class _Lowering:
         output = self._new(self._four(step.output))
         self._images[step.output] = output
         if step.projection is not None:
-            inputs = [(self._image(t.value), t.weight) for t in (*step.convs, *step.ups)]
-            inputs = [(self._image(v), None) for v in step.identities] + inputs
+            inputs = [(self._image(v), None) for v in step.identities]
+            inputs += [(self._image(conv.value), conv.weight) for conv in step.convs]
+            inputs += [self._up(up) for up in step.ups]
             channels = step.projection.shape[1]
             return self._exchange(step, output, inputs, channels)
         identities = [self._image(v) for v in step.identities]
-        groups = list(_groups(step.convs))
+        groups = list(self._groups(step.convs))
         exchanged = bool(step.ups) or not groups or len(identities) > 1
         total = None
         for k, group in enumerate(groups):
@@ -227,14 +267,36 @@ class _Lowering:
         if not exchanged:
             return None
         inputs = [(image, None) for image in ([] if total is None else [total]) + identities]
-        for up in step.ups:
-            image = self._image(up.value)
-            if up.weight is not None:
-                low = self._new((*up.value.shape[:1], up.weight.shape[0], *up.value.shape[2:]))
-                self._convolution([Conv(up.value, up.weight, 1)], low, None, False)
-                image = low
-            inputs.append((image, None))
+        inputs += [(self._low(up), None) for up in step.ups]
         return self._exchange(step, output, inputs, output.channels)
+
+    def _up(self, up: Up) -> tuple[Image, Weight | None]:
+        """A smaller input of an exchange with a projection."""
+        return self._image(up.value), up.weight
+
+    def _low(self, up: Up) -> Image:
+        """What is interpolated: the input, or its convolution."""
+        if up.weight is None:
+            return self._image(up.value)
+        low = self._new((*up.value.shape[:1], up.weight.shape[0], *up.value.shape[2:]))
+        self._convolution([Conv(up.value, up.weight, 1)], low, None, False)
+        return low
+
+    def _groups(self, convs: list[Conv]) -> Iterator[list[Conv]]:
+        """Convolutions that can be one."""
+        groups: dict[tuple, list[list[Conv]]] = {}
+        for conv in convs:
+            found = groups.setdefault(conv.geometry, [])
+            if found and not self._stays_alone(conv) and len(found[-1]) < MAX_SOURCES:
+                found[-1].append(conv)
+            else:
+                found.append([conv])
+        for found in groups.values():
+            yield from found
+
+    def _stays_alone(self, conv: Conv) -> bool:
+        """Those that Winograd's algorithm may take."""
+        return conv.geometry[:2] == (3, 1)
 
     def _exchange(self, step: Sum, output: Image, inputs: list, channels: int) -> None:
         if len(inputs) > MAX_INPUTS:
@@ -273,22 +335,7 @@ def algorithm(
     return torch.ops.hrnet_fast.cheapest_convolution(n, c_out, h, w, c_in, pairs != 0, packed)
 
 
-def _groups(convs: list[Conv]) -> Iterator[list[Conv]]:
-    """Convolutions that can be one; those that Winograd's algorithm may take stay alone."""
-    groups: dict[tuple, list[list[Conv]]] = {}
-    for conv in convs:
-        kernel, stride, _ = conv.geometry
-        alone = kernel == 3 and stride == 1
-        found = groups.setdefault(conv.geometry, [])
-        if found and not alone and len(found[-1]) < MAX_SOURCES:
-            found[-1].append(conv)
-        else:
-            found.append([conv])
-    for found in groups.values():
-        yield from found
-
-
-def _by_level(operations: list[Operation]) -> list[list[Operation]]:
+def by_level(operations: list[Operation]) -> list[list[Operation]]:
     """Operations sorted by the longest way to them: those of one level do not depend on each other."""
     level_of: dict[Buffer, int] = {}
     levels: list[list[Operation]] = []
@@ -377,7 +424,7 @@ def _normalize(steps: list[list[Operation]], image: Buffer, normalization: Norma
     return True
 
 
-def _add_in_place(steps: list[list[Operation]], results: set[Buffer]) -> None:
+def add_in_place(steps: list[list[Operation]], results: set[Buffer]) -> None:
     """Convolutions write over the image that they add, where nobody reads it afterwards: half the memory of a branch.
 
     A kernel reads the pixels of the residual just before it stores there.
@@ -399,7 +446,7 @@ def _add_in_place(steps: list[list[Operation]], results: set[Buffer]) -> None:
                 last[old] = last.pop(new, (k, 1))
 
 
-def _parts(level: list[Operation]) -> Iterator[list[Operation]]:
+def parts(level: list[Operation]) -> Iterator[list[Operation]]:
     """A level's convolutions in groups for one step each; the other operations one by one."""
     convolutions = [op for op in level if isinstance(op, Convolution)]
     for first in range(0, len(convolutions), MAX_CONVOLUTIONS):

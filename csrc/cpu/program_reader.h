@@ -1,0 +1,83 @@
+// Reads the words of a program and checks them: every number in its range, every address against the size and dtype of
+// what it points into.
+#pragma once
+
+#include <torch/csrc/stable/tensor.h>
+#include <torch/headeronly/core/ScalarType.h>
+
+#include <vector>
+
+#include "../checked.h"
+#include "convolution.h"
+
+namespace hrnet_fast {
+
+using torch::headeronly::ScalarType;
+
+struct Region {
+  char* data;
+  int64_t bytes;
+  ScalarType dtype;  // Byte: of any numbers
+};
+
+inline ScalarType scalar_type(DType dtype) {
+  switch (dtype) {
+    case DType::kBFloat16: return ScalarType::BFloat16;
+    case DType::kFloat16: return ScalarType::Half;
+    default: return ScalarType::Float;
+  }
+}
+
+class Reader {
+ public:
+  Reader(const int64_t* at, const int64_t* end, const std::vector<Region>& regions)
+      : at_(at), end_(end), regions_(regions) {}
+  bool done() const { return at_ == end_; }
+  int64_t next() {
+    STD_TORCH_CHECK(at_ < end_, "run_program: the program ends in the middle of a step");
+    return *at_++;
+  }
+  int64_t next(int64_t least, int64_t most) {
+    const int64_t word = next();
+    STD_TORCH_CHECK(word >= least && word <= most, "run_program: expected a number from ", least, " to ", most,
+                    ", got ", word);
+    return word;
+  }
+  int64_t size() { return next(1, INT64_MAX); }
+  // `count` numbers that lie at an address; null where the base is -1.
+  char* address(int64_t count, DType dtype) {
+    const int64_t itemsize = dtype == DType::kFloat32 ? 4 : 2, bytes = checked_product(count, itemsize);
+    const int64_t base = next(-1, static_cast<int64_t>(regions_.size()) - 1), offset = next();
+    if (base < 0) return nullptr;
+    const Region& region = regions_[base];
+    STD_TORCH_CHECK(offset >= 0 && bytes >= 0 && offset <= region.bytes - bytes, "run_program: ", bytes, " bytes at (",
+                    base, ", ", offset, ") are outside of the tensors");
+    STD_TORCH_CHECK(region.dtype == ScalarType::Byte || region.dtype == scalar_type(dtype), "run_program: tensor ",
+                    base, " has another dtype than what is read or written there");
+    STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(region.data + offset) % itemsize == 0, "run_program: (", base, ", ",
+                    offset, ") is not aligned");
+    return region.data + offset;
+  }
+  DType dtype() {
+    const int64_t code = next();
+    STD_TORCH_CHECK(code == 0 || code == 2 || code == 3, "run_program: unknown dtype ", code);
+    return code == 0 ? DType::kFloat32 : code == 2 ? DType::kBFloat16 : DType::kFloat16;
+  }
+  // Images [n, channels, h, w] with dense planes: dtype, channels, elements from image to image, address.
+  Planes planes(int64_t n, int64_t h, int64_t w) {
+    Planes p;
+    p.dtype = dtype();
+    p.channels = size(), p.image_stride = size();
+    const int64_t image = checked_product(p.channels, h, w);
+    STD_TORCH_CHECK(p.image_stride >= image, "run_program: images overlap");
+    checked_product(n, p.image_stride);  // the kernels' own offsets stay below
+    p.data = address(checked_sum(checked_product(n - 1, p.image_stride), image), p.dtype);
+    return p;
+  }
+
+ private:
+  const int64_t *at_, *end_;
+  const std::vector<Region>& regions_;
+};
+
+}  // namespace hrnet_fast

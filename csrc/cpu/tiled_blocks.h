@@ -1,0 +1,84 @@
+// Blocks of tiles that stay in the registers over all of a sum, and what convolutions and exchanges make of them.
+// Included inside the namespace of one instruction set.
+
+template <int N, class F, int... I>
+static inline __attribute__((always_inline)) void unroll(F f, std::integer_sequence<int, I...>) {
+  (f(std::integral_constant<int, I>{}), ...);
+}
+template <int N, class F>
+static inline __attribute__((always_inline)) void unroll(F f) {
+  unroll<N>(f, std::make_integer_sequence<int, N>{});
+}
+
+// One source of a block: the first tap of the first row of each of the tiles of pixels, and the weights.
+template <int MT>
+struct TileSource {
+  const char* at[MT];
+  const char* weight;
+  int64_t row, step;  // bytes to the next row of the image, and from an output pixel's taps to those of the next
+  int64_t kernel, chunks;
+};
+
+// tiles 0 .. MT * NT - 1 += source * weights; between(): work for the vector units after each step of the sum.
+template <class Tiles, int MT, int NT, class Between>
+static inline __attribute__((always_inline)) void multiply_tiles(const TileSource<MT>& source, Between between) {
+  constexpr int R = MT * NT;  // the first register that is free
+  constexpr bool kKeep = MT > 1 && R + NT + 1 <= 8;  // the weights' tiles stay for all pixels
+  constexpr int kA = R + (kKeep ? NT : 0), kSpareA = kKeep ? 8 - kA : 1, kSpareB = 8 - R - kSpareA;
+  const char* w = source.weight;
+  for (int64_t ky = 0; ky < source.kernel; ++ky)
+    for (int64_t k = 0; k < source.chunks; ++k, w += NT * kTileBytes) {
+      const int64_t offset = ky * source.row + k * kTileRow;
+      if constexpr (kKeep) {
+        unroll<NT>([&](auto n) { Tiles::template load<R + n()>(w + n() * kTileBytes, kTileRow); });
+        unroll<MT>([&](auto m) {
+          constexpr int A = kA + m() % kSpareA;
+          Tiles::template load<A>(source.at[m()] + offset, source.step);
+          unroll<NT>([&](auto n) { Tiles::template multiply<m() * NT + n(), A, R + n()>(); });
+        });
+      } else {
+        static_assert(MT == 1 || kSpareB == 1);
+        unroll<MT>([&](auto m) {
+          Tiles::template load<kA>(source.at[m()] + offset, source.step);
+          unroll<NT>([&](auto i) {  // to and fro: what was loaded last comes first the next time
+            constexpr int N = m() % 2 == 0 ? i() : NT - 1 - i(), B = R + 1 + N % kSpareB;
+            if constexpr (m() == 0 || i() > 0) Tiles::template load<B>(w + N * kTileBytes, kTileRow);
+            Tiles::template multiply<m() * NT + N, kA, B>();
+          });
+        });
+      }
+      between();
+    }
+}
+
+// [16 * MT pixels][16 * NT channels] to memory whose rows lie `row` bytes apart.
+template <class Tiles, int MT, int NT>
+static inline __attribute__((always_inline)) void store_tiles(char* to, int64_t row) {
+  unroll<MT>([&](auto m) {
+    unroll<NT>([&](auto n) { Tiles::template store<m() * NT + n()>(to + m() * 16 * row + n() * kTileRow, row); });
+  });
+}
+template <class Tiles, int R>
+static inline __attribute__((always_inline)) void zero_tiles() {
+  unroll<R>([](auto c) { Tiles::template zero<c()>(); });
+}
+
+// A number that is the sum of two.
+template <class V>
+static V load_sum(const BFloat16* high, const BFloat16* low) {
+  return low == nullptr ? V::load(high) : V::load(high) + V::load(low);
+}
+template <class V>
+static V load_sum(const BFloat16* high, const BFloat16* low, int n) {
+  return low == nullptr ? V::load(high, n) : V::load(high, n) + V::load(low, n);
+}
+
+// Zeros around rows y0 .. y1 - 1 of an image, but for those behind them.
+static inline void clear_borders(BFloat16* image, const Extent& size, int64_t channels, int64_t y0, int64_t y1) {
+  const int64_t row = size.pitch() * channels;
+  if (y0 == 0) std::memset(image, 0, (row + channels) * sizeof(BFloat16));
+  if (y1 == size.h) std::memset(image + (size.h + 1) * row, 0, (row + channels + kTileDepth) * sizeof(BFloat16));
+}
+static inline void clear_behind(BFloat16* image, const Extent& size, int64_t channels, int64_t y) {
+  std::memset(image + size.at(y, size.w) * channels, 0, channels * sizeof(BFloat16));
+}

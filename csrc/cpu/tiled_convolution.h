@@ -1,0 +1,282 @@
+// Convolutions as products of tiles. Included inside the namespace of one instruction set.
+//
+// A block of up to four tiles of pixels by up to three of output channels stays in the registers over all taps and
+// sources. It is then stored into a buffer, from where vectors finish it (bias, residual, ReLU, rounding), a few pixels
+// at a time between the products of the next block: tiles and vectors have units of their own.
+
+template <class Tiles, class V>
+class TiledTask {
+  static constexpr int kAll = 1 << 20, kShare = 2;  // units at once, and no less
+  struct Strip {  // up to sixteen output pixels, one after the other
+    int64_t from;  // pixel of the sources where the first one's taps begin
+    int64_t to;  // the first one's own
+    uint32_t inside, border;  // which of them are pixels, and which lie behind a row and become zeros
+  };
+  struct Origin {  // a source, for all blocks
+    const char *image, *weight;
+    int64_t pixel, tile;  // bytes of a pixel, and of the weights of a tile of output channels
+    int64_t row, step, chunks;
+  };
+  struct Pending {  // a block on its way out: the strip that comes next, and what is left of it
+    void (TiledTask::*finish)(Pending& p, int units);
+    const float *sums, *bias;
+    BFloat16 *high, *low;
+    const BFloat16 *add_high, *add_low;
+    const Strip *strip, *last;
+    int units, left;  // rows or vectors: of all the block, of the strip
+    int64_t channel;
+  };
+  const TiledConvolution& q_;
+  const int64_t y0_, y1_, across_;
+  bool joined_;  // strips run on over the ends of rows
+  // All channels of a pixel are in one block: sums lie in the memory as the output does, whatever the channels, and
+  // vectors run on over the ends of pixels.
+  const bool flat_;
+  int64_t strips_;
+  Strip* strip_;  // all of them: every group of channels goes through them again
+  Origin origin_[kMaxSources];
+  int steps_ = 0;  // of the sum
+  int64_t out_base_, residual_base_;
+  const float floor_;  // of the results
+  Pending pending_;
+  int side_ = 0;
+  alignas(64) float buffer_[2][6 * 256 + 16], bias_[16 * 48 + 16];
+
+ public:
+  // Rows y0 .. y1 - 1 of an image.
+  TiledTask(const TiledConvolution& q, int64_t image, int64_t y0, int64_t y1)
+      : q_(q),
+        y0_(y0),
+        y1_(y1),
+        across_(ceil_div(q.out.w, 16)),
+        flat_(q.c_out <= 48),
+        floor_(q.relu ? 0.f : -INFINITY) {
+    const int64_t by_row = (y1 - y0) * across_, joined = ceil_div((y1 - y0) * q.out.pitch(), 16);
+    joined_ = q.stride == 1 && joined < by_row;
+    strips_ = joined_ ? joined : by_row;
+    for (int s = 0; s < q.sources; ++s) {
+      const int64_t channels = q.source[s].channels, pixel = channels * 2, each = tile_steps(channels, q.kernel);
+      const BFloat16* from = q.source[s].high + image * q.in.image(channels);
+      origin_[s] = {reinterpret_cast<const char*>(from),
+                    q.weight[s],
+                    pixel,
+                    each * kTileBytes,
+                    q.in.pitch() * pixel,
+                    q.stride * pixel,
+                    each / q.kernel};
+      steps_ += static_cast<int>(each);
+    }
+    strip_ = static_cast<Strip*>(scratch(1, strips_ * sizeof(Strip)));
+    for (int64_t i = 0; i < strips_; ++i) strip_[i] = strip(i);
+    out_base_ = image * q.out.image(q.output.channels);
+    residual_base_ = image * q.out.image(q.residual.channels);
+    pending_.units = 0, pending_.strip = pending_.last = nullptr;
+    if (flat_)
+      for (int64_t p = 0; p < 16; ++p) std::memcpy(bias_ + p * q.c_out, q.bias, q.c_out * sizeof(float));
+  }
+  // Groups first .. last - 1 of the output channels.
+  void run(int64_t first, int64_t last) {
+    if (first == 0) borders();
+    const TileGroups groups(q_.c_out);
+    const int64_t bytes = steps_ * groups.tiles * kTileBytes;
+    // weights that stay in the cache are read again for every few pixels, others once for all of them
+    const int64_t together = bytes > kWeightsStay ? strips_ : 4;
+    for (int64_t from = 0; from < strips_; from += together)
+      for (int64_t g = first; g < last; ++g)
+        for (int64_t s = from, end = from + together < strips_ ? from + together : strips_; s < end;)
+          s += step(groups.width(g), groups.first(g), s, end - s);
+    finish(kAll);
+  }
+
+ private:
+  static constexpr int64_t kWeightsStay = 512 << 10;
+
+  Strip strip(int64_t i) const {
+    const int64_t pad = q_.kernel / 2, pitch = q_.out.pitch();
+    if (joined_) {
+      const int64_t p = 16 * i, left = (y1_ - y0_) * pitch - p;
+      uint32_t border = 0;
+      for (int64_t x = q_.out.w - p % pitch; x < 16; x += pitch) border |= 1u << x;
+      const uint32_t within = left >= 16 ? 0xffff : (1u << left) - 1;
+      return {q_.in.at(y0_ - pad, -pad) + p, q_.out.at(y0_, 0) + p, within & ~border, within & border};
+    }
+    const int64_t y = y0_ + i / across_, x = i % across_ * 16, left = q_.out.w - x;
+    return {q_.in.at(y * q_.stride - pad, x * q_.stride - pad), q_.out.at(y, x), left >= 16 ? 0xffff : (1u << left) - 1,
+            left < 16 ? 1u << left : 0};
+  }
+
+  // A block of at most `left` strips; how many they were.
+  int64_t step(int width, int64_t tile, int64_t s, int64_t left) {
+    switch (width) {
+      case 1: return left >= 4 ? block<4, 1>(tile, s) : left >= 2 ? block<2, 1>(tile, s) : block<1, 1>(tile, s);
+      case 2: return left >= 2 ? block<2, 2>(tile, s) : block<1, 2>(tile, s);
+      default: return left >= 2 ? block<2, 3>(tile, s) : block<1, 3>(tile, s);
+    }
+  }
+
+  template <int MT, int NT>
+  int64_t block(int64_t tile, int64_t first) {
+    const Strip* strips = strip_ + first;
+    zero_tiles<Tiles, MT * NT>();
+    int wait = steps_ > 4 ? 3 : 0;  // what tiles have stored cannot be loaded at once
+    const int even = (pending_.units + steps_ - wait - 1) / (steps_ - wait), share = even < kShare ? kShare : even;
+    for (int s = 0; s < q_.sources; ++s) {
+      const Origin& o = origin_[s];
+      TileSource<MT> source = {{}, o.weight + tile * o.tile, o.row, o.step, q_.kernel, o.chunks};
+      for (int m = 0; m < MT; ++m) source.at[m] = o.image + strips[m].from * o.pixel;
+      multiply_tiles<Tiles, MT, NT>(source, [&] {
+        if (--wait < 0) finish(share);
+      });
+    }
+    finish(kAll);
+    float* to = buffer_[side_];
+    side_ ^= 1;
+    if (flat_)
+      store_flat<MT, NT>(to);
+    else
+      store_tiles<Tiles, MT, NT>(reinterpret_cast<char*>(to), NT * kTileRow);
+    pending_.sums = to, pending_.strip = strips, pending_.last = strips + MT;
+    pending_.channel = tile * 16;
+    pending_.units = flat_ ? MT * static_cast<int>(q_.c_out) : MT * 16;
+    const bool low = q_.output.low != nullptr;
+    const int adds = q_.residual.high == nullptr ? 0 : q_.residual.low == nullptr ? 1 : 2;
+    pending_.finish = adds == 0   ? (low ? finisher<NT, 0, true>() : finisher<NT, 0, false>())
+                      : adds == 1 ? (low ? finisher<NT, 1, true>() : finisher<NT, 1, false>())
+                                  : (low ? finisher<NT, 2, true>() : finisher<NT, 2, false>());
+    begin_strip();
+    return MT;
+  }
+  // Tiles of the last channels first: what they have too many lies where the next pixel's first ones come.
+  template <int MT, int NT>
+  void store_flat(float* to) const {
+    const int64_t row = q_.c_out * 4;
+    unroll<MT>([&](auto m) {
+      unroll<NT>([&](auto n) {
+        constexpr int N = NT - 1 - n();
+        Tiles::template store<m() * NT + N>(to + m() * 16 * q_.c_out + N * 16, row);
+      });
+    });
+  }
+
+  inline __attribute__((always_inline)) void finish(int units) {
+    if (pending_.strip != pending_.last) (this->*pending_.finish)(pending_, units);
+  }
+  // ADDS: numbers of the residual; LOW: whether what the rounding takes away is kept.
+  template <int NT, int ADDS, bool LOW>
+  auto finisher() const {
+    if (flat_) return &TiledTask::finish_flat<ADDS, LOW>;
+    const bool full = q_.c_out - pending_.channel >= NT * 16;
+    return full ? &TiledTask::finish_rows<NT, ADDS, LOW, true> : &TiledTask::finish_rows<NT, ADDS, LOW, false>;
+  }
+  void begin_strip() {
+    Pending& p = pending_;
+    const int64_t at = p.strip->to * q_.c_out + p.channel;
+    p.bias = flat_ ? bias_ : q_.bias + p.channel;
+    p.high = q_.output.high + out_base_ + at;
+    p.low = q_.output.low == nullptr ? nullptr : q_.output.low + out_base_ + at;
+    p.add_high = q_.residual.high == nullptr ? nullptr : q_.residual.high + residual_base_ + at;
+    p.add_low = q_.residual.low == nullptr ? nullptr : q_.residual.low + residual_base_ + at;
+    p.left = flat_ ? numbers(*p.strip) / 16 : 16;
+  }
+  // Those that are written, with what lies behind rows.
+  int numbers(const Strip& s) const { return (32 - __builtin_clz(s.inside | s.border)) * static_cast<int>(q_.c_out); }
+
+  // LANES: all sixteen, or those of the first argument that follows.
+  template <int ADDS, bool LOW, class... Lanes>
+  static inline __attribute__((always_inline)) void finish_vector(V y, V floor, const BFloat16* add_high,
+                                                                  const BFloat16* add_low, BFloat16* high,
+                                                                  BFloat16* low, Lanes... lanes) {
+    if constexpr (ADDS > 0) y = y + V::load(add_high, lanes...);
+    if constexpr (ADDS > 1) y = y + V::load(add_low, lanes...);
+    y = y.at_least(floor);
+    if constexpr (LOW)
+      y.store_sum(high, low, lanes...);
+    else
+      y.store(high, lanes...);
+  }
+  // The next vectors of the pending block.
+  template <int ADDS, bool LOW>
+  void finish_flat(Pending& pending, int units) {
+    const V floor = V::set1(floor_);
+    for (;;) {
+      Pending p = pending;  // not in memory: the compiler must assume that stores change what lies there
+      const int count = units < p.left ? units : p.left;
+      for (int i = 0; i < count; ++i) {
+        finish_vector<ADDS, LOW>(V::load(p.sums) + V::load(p.bias), floor, p.add_high, p.add_low, p.high, p.low);
+        p.sums += 16, p.bias += 16, p.high += 16;
+        if constexpr (LOW) p.low += 16;
+        if constexpr (ADDS > 0) p.add_high += 16;
+        if constexpr (ADDS > 1) p.add_low += 16;
+      }
+      p.left -= count, units -= count;
+      if (p.left == 0) {
+        const int rest = numbers(*p.strip) % 16;
+        if (rest != 0)
+          finish_vector<ADDS, LOW>(V::load(p.sums) + V::load(p.bias), floor, p.add_high, p.add_low, p.high, p.low,
+                                   rest);
+        behind_rows(*p.strip);
+        p.sums += 16 * q_.c_out - (p.bias - bias_);
+      }
+      pending = p;
+      if (p.left > 0) return;
+      if (++pending.strip == pending.last) return;
+      begin_strip();
+      if (units == 0) return;
+    }
+  }
+  void behind_rows(const Strip& s) const {
+    if (s.border == 0) return;
+    for (int j = 0; j < 16; ++j)
+      if (s.border >> j & 1)
+        std::memset(q_.output.high + out_base_ + (s.to + j) * q_.c_out, 0, q_.c_out * sizeof(BFloat16));
+  }
+  // The next rows of the pending block. FULL: all channels of its tiles are there.
+  template <int NT, int ADDS, bool LOW, bool FULL>
+  void finish_rows(Pending& pending, int units) {
+    const V floor = V::set1(floor_);
+    const int64_t c = q_.c_out;
+    const int last = FULL ? 16 : static_cast<int>(c - pending.channel - (NT - 1) * 16);
+    for (;;) {
+      Pending p = pending;
+      V bias[NT];
+      unroll<NT>([&](auto n) {
+        bias[n()] = !FULL && n() == NT - 1 ? V::load(p.bias + n() * 16, last) : V::load(p.bias + n() * 16);
+      });
+      const int count = units < p.left ? units : p.left;
+      const uint32_t inside = p.strip->inside >> (16 - p.left), border = p.strip->border >> (16 - p.left);
+      for (int i = 0; i < count; ++i) {
+        if (inside >> i & 1)
+          unroll<NT>([&](auto n) {
+            constexpr int c0 = n() * 16;
+            const V y = V::load(p.sums + c0) + bias[n()];
+            const BFloat16 *add_high = ADDS > 0 ? p.add_high + c0 : nullptr,
+                           *add_low = ADDS > 1 ? p.add_low + c0 : nullptr;
+            BFloat16* low = LOW ? p.low + c0 : nullptr;
+            if constexpr (FULL || n() < NT - 1)
+              finish_vector<ADDS, LOW>(y, floor, add_high, add_low, p.high + c0, low);
+            else
+              finish_vector<ADDS, LOW>(y, floor, add_high, add_low, p.high + c0, low, last);
+          });
+        else if (border >> i & 1)
+          std::memset(p.high, 0, ((NT - 1) * 16 + last) * sizeof(BFloat16));
+        p.sums += NT * 16, p.high += c;
+        if constexpr (LOW) p.low += c;
+        if constexpr (ADDS > 0) p.add_high += c;
+        if constexpr (ADDS > 1) p.add_low += c;
+      }
+      p.left -= count, units -= count;
+      pending = p;
+      if (p.left > 0) return;
+      if (++pending.strip == pending.last) return;
+      begin_strip();
+      if (units == 0) return;
+    }
+  }
+
+  void borders() const {
+    BFloat16* image = q_.output.high + out_base_;
+    clear_borders(image, q_.out, q_.c_out, y0_, y1_);
+    if (!joined_ && q_.out.w % 16 == 0)
+      for (int64_t y = y0_; y < y1_; ++y) clear_behind(image, q_.out, q_.c_out, y);
+  }
+};

@@ -1,0 +1,16 @@
+// All that runs on tiles. Included inside the namespace of one instruction set, after its tiles and vectors.
+#include "tiled_blocks.h"
+#include "tiled_convolution.h"
+#include "tiled_exchange.h"
+
+template <class Tiles, class V>
+struct TiledTasks {
+  static void convolve(const TiledConvolution& q, int64_t image, int64_t y0, int64_t y1, int64_t first, int64_t last) {
+    TiledTask<Tiles, V>(q, image, y0, y1).run(first, last);
+  }
+  static void exchange(const TiledExchange& q, int64_t image, int64_t y0, int64_t y1) {
+    TiledExchangeTask<Tiles, V>(q, image).run(y0, y1);
+  }
+  static constexpr TiledKernels kernels = {Tiles::configure, Tiles::release,  convolve,
+                                           exchange,         reorder_rows<V>, restore_rows};
+};

@@ -1,0 +1,117 @@
+"""From steps to what the kernels on matrix tiles do: images in bfloat16, channels innermost, zeros around them."""
+
+from hrnet_fast.network.nodes import Graph, Refused, Value
+from hrnet_fast.network.sums import Conv, Step, Up, Weight
+from hrnet_fast.runtime.cpu.steps import (
+    TILES,
+    Buffer,
+    Convolution,
+    Exchange,
+    Image,
+    Lowered,
+    Lowering,
+    Operation,
+    Reorder,
+    Restore,
+    add_in_place,
+    by_level,
+    parts,
+)
+from hrnet_fast.runtime.normalization import Normalization
+
+
+def lower(graph: Graph, steps: list[Step], normalization: Normalization | None = None) -> Lowered:
+    """The operations of a network, in steps.
+
+    Args:
+        graph: the recorded network.
+        steps: what the passes made of it.
+        normalization: what the network expects of its image and the caller has not done.
+
+    Raises:
+        Refused: a sum has too many terms, or a convolution another kernel than 1x1 and 3x3.
+    """
+    return _TiledLowering(graph, winograd=False, pairs=False, is_packed=None).run(steps, normalization)
+
+
+class _TiledLowering(Lowering):
+    def run(self, steps: list[Step], normalization: Normalization | None) -> Lowered:
+        inputs, outputs, results = self._visit(steps)
+        left = None if normalization is None or self._normalize(inputs, outputs, normalization) else normalization
+        made = [part for level in by_level(self._operations) for part in parts(level)]
+        _widen(self._operations)
+        add_in_place(made, results)
+        return Lowered(inputs, made, outputs, self._results, left, self._graph.dtype)
+
+    def _input(self, value: Value) -> Buffer:
+        buffer = self._results[value] = Buffer(value.shape, external=True)
+        return buffer
+
+    def _new(self, shape: tuple[int, ...]) -> Image:
+        image = super()._new(shape)
+        image.buffer.planar = False
+        return image
+
+    def _output(self, value: Value) -> Image | Buffer:
+        if value in self._results:
+            return self._results[value]
+        image = self._images[value]
+        output = Image(Buffer(value.shape, external=True), 0, value.shape[1])
+        made = next((o for o in self._operations if isinstance(o, Exchange) and o.output.buffer is image.buffer), None)
+        read = any(image.buffer is other.buffer for o in self._operations for other in o.reads())
+        if made is not None and made.projection is None and len(made.inputs) == 1 and not read:
+            # interpolation alone: what is small changes its layout, and planes are interpolated
+            low, _ = made.inputs[0]
+            made.inputs, made.output = [(self._restored(low), None)], output
+            self._operations.remove(made)
+            self._operations.append(made)
+        else:
+            self._operations.append(Restore(output, image))
+        return output
+
+    def _restored(self, image: Image) -> Image:
+        planes = Image(Buffer(image.buffer.shape), 0, image.channels)
+        self._operations.append(Restore(planes, image))
+        return planes
+
+    def _image(self, value: Value) -> Image:
+        if value not in self._images:
+            if not value.dtype.is_floating_point:
+                raise Refused(f"an image of {value.dtype}")
+            image = self._images[value] = self._new(self._four(value))
+            self._operations.append(Reorder(image, self._results[value]))
+        return self._images[value]
+
+    def _up(self, up: Up) -> tuple[Image, Weight | None]:
+        return self._low(up), None
+
+    def _stays_alone(self, conv: Conv) -> bool:
+        return False
+
+    def _convolution(self, group: list[Conv], output: Image, residual: Image | None, relu: bool) -> None:
+        kernel, stride, _ = group[0].geometry
+        if kernel not in (1, 3):
+            raise Refused(f"a convolution of {kernel}x{kernel}")
+        self._operations.append(
+            Convolution(output, [self._image(conv.value) for conv in group], [[conv.weight for conv in group]], kernel,
+                        stride, residual, 0 if relu else output.channels, TILES))  # fmt: skip
+
+    def _normalize(self, inputs: list[Buffer], outputs: dict, normalization: Normalization) -> bool:
+        """Lets the image be normalized on its way into tiles; False where something else reads it."""
+        readers = [op for op in self._operations if inputs[0] in getattr(op, "results", [])]
+        if len(inputs) != 1 or inputs[0] in outputs.values() or not all(isinstance(op, Reorder) for op in readers):
+            return False
+        for op in readers:
+            op.normalization = normalization
+        inputs[0].wide = True  # pixels lie far from zero: rounded, they would lose what normalized ones keep
+        return True
+
+
+def _widen(operations: list[Operation]) -> None:
+    """What is added to is kept in sixteen bits more: each addition would round the whole sum of all before it."""
+    for op in operations:
+        if isinstance(op, Exchange) and op.projection is None and not op.output.buffer.planar:
+            for image in (op.output, *(image for image, weight in op.inputs if weight is None)):
+                image.buffer.wide = True
+        elif isinstance(op, Convolution) and op.residual is not None and op.kernel == 3:
+            op.residual.buffer.wide = op.output.buffer.wide = True
