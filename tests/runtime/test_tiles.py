@@ -137,6 +137,31 @@ def test_whole_networks(size, batch):
         assert relative_error(run(x)[0], net(x)) < MODEL[BF16]
 
 
+class Halves(nn.Module):
+    """Operators of torch's between its convolutions: what one graph has written is read and written over in the next."""
+
+    def __init__(self, width: int):
+        super().__init__()
+        widths = [width, width - 1, width + 2, width - 2]
+        self.first = nn.ModuleList(nn.Conv2d(w, w, 3, padding=1) for w in widths)
+        self.second = nn.ModuleList(nn.Conv2d(w, v, 3, padding=1) for w, v in zip(widths, [*widths[1:], width]))
+
+    def forward(self, x):
+        x = self.first[0](x).relu()
+        for first, second in zip(self.first, self.second):
+            x = second((F.softplus(first(x)) + x).relu()).relu()
+        return x
+
+
+@pytest.mark.parametrize("batch", [1, 2, 3])
+@pytest.mark.parametrize("width", [5, 18, 40])
+def test_graphs_with_operators_of_torch_between_them(batch, width):
+    net, x = rounded(Halves(width)), torch.randn(batch, width, 24, 17)
+    (y,) = tiled(net, x)[0](x)
+    with torch.no_grad():
+        assert relative_error(y, net(x)) < MODEL[BF16]
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 def test_the_number_of_threads_changes_no_bit(threads):
     net, x = randomize(hf.create_model("hrnet_w18_small", **SMALL).eval()), torch.randn(2, 3, 96, 80)

@@ -132,16 +132,16 @@ class TiledProgram(Program):
 
 @dataclass(eq=False)
 class _Content:
-    """What lies in a buffer's memory: the operation that wrote it, and those that have read it since."""
+    """What lies in a buffer's memory, and the operations that have to do with it: who wrote it, and who has read it."""
 
     buffer: Buffer
     memory: tuple[int, int]
-    writer: int
+    writer: int | None  # None: an earlier graph has written it
     readers: list[int]
 
 
 class _Hazards:
-    """Says what each operation has to wait for, as they are added in the order of the network.
+    """Says what each operation of a graph has to wait for, as they are added in the order of the network.
 
     It waits for the rows around its own of what it reads, and before it writes, for whoever has to do with what lies
     there: for their rows where the images are alike, else for all that they do.
@@ -156,19 +156,26 @@ class _Hazards:
         """Numbers of operations that were added before; whether their rows around those that are computed suffice."""
         here, found = len(self._heights), {}
         self._heights.append(op.output.size[0])
-        read, written = {image.buffer for image in op.reads()}, op.output.buffer
-        begin, end = self._places.get(written, (0, 0))  # what is not in the arena is written once
+        for buffer in {image.buffer for image in op.reads()}:
+            content = next((c for c in self._contents if c.buffer is buffer), None)
+            if content is None:
+                content = _Content(buffer, self._places[buffer], None, [])
+                self._contents.append(content)
+            elif content.writer is not None:
+                found[content.writer] = True
+            content.readers.append(here)
+        written = op.output.buffer
+        if written not in self._places:  # a tensor of its own
+            return sorted(found.items())
+        begin, end = self._places[written]
         kept = []
         for content in self._contents:
             at = content.memory
-            if content.buffer in read:
-                found[content.writer] = found.get(content.writer, True)
-                content.readers.append(here)
             if at[0] < end and begin < at[1]:
                 alike = at == (begin, end) and content.buffer.shape == written.shape
-                for other in (content.writer, *content.readers):
-                    rows = alike and self._heights[other] == self._heights[here]
-                    found[other] = found.get(other, True) and rows
+                for user in content.readers + ([] if content.writer is None else [content.writer]):
+                    rows = alike and self._heights[user] == self._heights[here]
+                    found[user] = found.get(user, True) and rows
                 if begin <= at[0] and at[1] <= end:
                     continue
             kept.append(content)
