@@ -11,10 +11,17 @@
 
 namespace hrnet_fast {
 
+namespace {
+
+int64_t reach_of(const Extent& size, int64_t channels) { return 1 + kTileDepth / (size.pitch() * channels); }
+
+}  // namespace
+
 void TiledGraph::add(const TiledConvolution& q, std::vector<Dependency> after) {
   double steps = 0;
-  int64_t weights = 0, channels = 0;
+  int64_t weights = 0, channels = 0, reach = 0;
   for (int s = 0; s < q.sources; ++s) {
+    reach = std::max(reach, reach_of(q.in, q.source[s].channels));
     steps += static_cast<double>(tile_steps(q.source[s].channels, q.kernel));
     weights += tiled_weight_bytes(q.c_out, q.source[s].channels, q.kernel);
     channels += q.source[s].channels;
@@ -23,28 +30,30 @@ void TiledGraph::add(const TiledConvolution& q, std::vector<Dependency> after) {
   const TileGroups groups(q.c_out);
   const int64_t row = (q.in.pitch() * q.stride * channels + q.out.pitch() * q.c_out) * 2;
   operations_.push_back({Kind::kConvolution, convolutions_.size(), std::move(after), q.n, q.out.h,
-                         strips * static_cast<double>(groups.tiles) * steps, row, weights, groups.count()});
+                         strips * static_cast<double>(groups.tiles) * steps, row, weights, groups.count(), reach});
   convolutions_.push_back(q);
 }
 
 void TiledGraph::add(const TiledExchange& q, std::vector<Dependency> after) {
   const double each = static_cast<double>(q.out.w * q.channels) * q.count / 16;  // a vector is about a product
+  int64_t reach = 0;
+  for (int j = 0; j < q.count; ++j) reach = std::max(reach, reach_of(q.size[j], q.input[j].channels));
   operations_.push_back({Kind::kExchange, exchanges_.size(), std::move(after), q.n, q.out.h,
-                         each * static_cast<double>(q.n * q.out.h), 2 * q.out.pitch() * q.channels, 0, 1});
+                         each * static_cast<double>(q.n * q.out.h), 2 * q.out.pitch() * q.channels, 0, 1, reach});
   exchanges_.push_back(q);
 }
 
 void TiledGraph::add(const Reorder& q, std::vector<Dependency> after) {
   const double each = static_cast<double>(q.size.w * q.to.channels) / 8;
   operations_.push_back({Kind::kReorder, reorders_.size(), std::move(after), q.n, q.size.h,
-                         each * static_cast<double>(q.n * q.size.h), 2 * q.size.pitch() * q.to.channels, 0, 1});
+                         each * static_cast<double>(q.n * q.size.h), 2 * q.size.pitch() * q.to.channels, 0, 1, 0});
   reorders_.push_back(q);
 }
 
 void TiledGraph::add(const Restore& q, std::vector<Dependency> after) {
   const double each = static_cast<double>(q.size.w * q.from.channels) / 8;
   operations_.push_back({Kind::kRestore, restores_.size(), std::move(after), q.n, q.size.h,
-                         each * static_cast<double>(q.n * q.size.h), 2 * q.size.pitch() * q.from.channels, 0, 1});
+                         each * static_cast<double>(q.n * q.size.h), 2 * q.size.pitch() * q.from.channels, 0, 1, 0});
   restores_.push_back(q);
 }
 
@@ -184,7 +193,8 @@ class TiledRun {
       if (finished_[on].load(std::memory_order_acquire) == c.count) continue;
       if (!d.rows) return false;
       const int64_t h = graph_.operations_[on].h;
-      int64_t y0 = top(i, at) * h / o.h - 1, y1 = (top(i, at + 1) * h + o.h - 1) / o.h + 1;
+      // A row of taps more on each side; and the zero to the left of a row lies behind the row above, which writes it.
+      int64_t y0 = top(i, at) * h / o.h - 2, y1 = (top(i, at + 1) * h + o.h - 1) / o.h + 2 + o.reach;
       y0 = y0 < 0 ? 0 : y0, y1 = y1 > h ? h : y1;
       const int64_t from = ((y0 + 1) * c.pieces + h - 1) / h - 1, to = (y1 * c.pieces + h - 1) / h;
       for (int64_t p = from; p < to; ++p)

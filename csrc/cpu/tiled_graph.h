@@ -32,6 +32,7 @@ class TiledGraph {
     int64_t n, h;
     double work;  // of all of it, in products of tiles
     int64_t row_bytes, weight_bytes, groups;
+    int64_t reach;  // rows behind those of the taps that tiles read, and multiply by zeros
   };
   friend class TiledRun;
   std::vector<TiledConvolution> convolutions_;

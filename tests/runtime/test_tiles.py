@@ -162,6 +162,47 @@ def test_graphs_with_operators_of_torch_between_them(batch, width):
         assert relative_error(y, net(x)) < MODEL[BF16]
 
 
+class Chain(nn.Module):
+    """Large enough to be cut into many pieces: both strides, residuals, and an exchange."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.down = nn.Conv2d(3, 64, 3, 2, 1), nn.Conv2d(64, 40, 3, 2, 1)
+        self.blocks = nn.ModuleList(nn.Conv2d(64, 64, 3, padding=1) for _ in range(8))
+        self.low = nn.ModuleList(nn.Conv2d(40, 40, 3, padding=1) for _ in range(2))
+        self.point = nn.Conv2d(40, 64, 1)
+
+    def forward(self, image):
+        x = self.first(image).relu()
+        for first, second in zip(self.blocks[::2], self.blocks[1::2]):
+            x = (second(first(x).relu()) + x).relu()
+        low = self.down(x).relu()
+        low = (self.low[1](self.low[0](low).relu()) + low).relu()
+        return (x + F.interpolate(self.point(low), x.shape[2:], mode="bilinear")).relu()
+
+
+@pytest.mark.parametrize("threads", [1, 2, 5])
+@pytest.mark.parametrize("size", [(256, 256), (301, 95), (60, 700), (5000, 3)], ids=str)
+def test_nothing_is_read_before_it_is_there(size, threads):
+    """Whatever lies in the memory before: another number, and one that zeros do not take away."""
+    net, x = rounded(Chain() if min(size) > 9 else Sums([1], 200, 3, 1, False, True)), torch.randn(1, 3, *size)
+    x = x if min(size) > 9 else x[:, :1]
+    _, program = tiled(net, x)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        results = []
+        for value in (0.0, 3.0, float("nan")):
+            memory = torch.full([program.arena_bytes // 2], value, dtype=BF16)
+            with torch.no_grad():
+                results.append(program.run([x], memory.view(torch.uint8))[0])
+    finally:
+        torch.set_num_threads(before)
+    with torch.no_grad():
+        assert relative_error(results[0], net(x)) < MODEL[BF16]
+    assert torch.equal(results[0], results[1]) and torch.equal(results[0], results[2])
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 7])
 def test_the_number_of_threads_changes_no_bit(threads):
     net, x = randomize(hf.create_model("hrnet_w18_small", **SMALL).eval()), torch.randn(2, 3, 96, 80)
