@@ -2,6 +2,7 @@
 # torch, else .venv with the torch named here; then the package, editable. A second call goes straight to work.
 #
 #   make test     the test suite, one process a core   make test ARGS="-k nearest" JOBS=1
+#   make sanitize the C++ code under sanitizers        make sanitize FUZZ=1000000
 #   make bench    a network on a photograph            make bench ARGS="--dtype bfloat16"
 #   make gpu      tests and timings on a GPU           make gpu PART=op RESULTS=DIR
 #   make engines  other inference engines              make rivals  other networks
@@ -31,10 +32,22 @@ BUILT_FROM := setup.py pyproject.toml $(shell find csrc -type f)
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 BIN = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('scripts'))")
 
-.PHONY: test bench engines rivals gpu ray lint format docs wheel clean always
+.PHONY: test sanitize bench engines rivals gpu ray lint format docs wheel clean always
 
 test: .make/package
 	$(PYTHON) -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
+
+# The C++ code under AddressSanitizer and UndefinedBehaviorSanitizer (GCC's): what they find ends the tests.
+SANITIZED = .make/sanitized
+SANITIZED_TESTS ?= $(addprefix tests/,test_planned_kernels.py test_program_arguments.py runtime/test_tiles.py test_exchange.py \
+  test_backward.py test_batch_norm.py test_class_map.py)
+FUZZ ?= 20000
+PRELOAD = $(foreach name,asan stdc++,$(shell $(CXX) -print-file-name=lib$(name).so))
+SANITIZERS = LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
+sanitize: .make/package
+	HRNET_FAST_SANITIZE=1 HRNET_FAST_NO_CUDA=1 $(PYTHON) setup.py --quiet build --build-base .make/sanitize --build-lib $(SANITIZED)
+	$(SANITIZERS) $(PYTHON) -P -m pytest --override-ini pythonpath=$(SANITIZED) --numprocesses $(JOBS) --dist worksteal $(SANITIZED_TESTS)
+	$(SANITIZERS) PYTHONPATH=$(SANITIZED) $(PYTHON) tests/fuzz_programs.py 0 $(FUZZ)
 
 bench: .make/package
 	$(PYTHON) -m hrnet_fast bench --json bench.json --plot bench.png $(ARGS)

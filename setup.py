@@ -8,6 +8,7 @@ Environment:
     HRNET_FAST_NO_EXT=1   install without the compiled part; everything then runs on the reference backend
     HRNET_FAST_NO_CUDA=1  leave out the CUDA kernels
     HRNET_FAST_DEBUG=1    keep symbols and debug information
+    HRNET_FAST_SANITIZE=1 AddressSanitizer and UndefinedBehaviorSanitizer, for `make sanitize`
     TORCH_CUDA_ARCH_LIST  the GPUs to compile for, such as 9.0; default: all from 7.5 on
 """
 
@@ -26,7 +27,8 @@ ROOT = Path(__file__).parent
 TORCH_MIN = (2, 11)
 TORCH_TARGET = "0x020b000000000000"  # LibTorch's stable ABI as of TORCH_MIN
 TOOLKIT = runpy.run_path(str(ROOT / "csrc" / "cuda" / "toolkit.py"))
-DEBUG = os.environ.get("HRNET_FAST_DEBUG") == "1"
+SANITIZE = os.environ.get("HRNET_FAST_SANITIZE") == "1"
+DEBUG = os.environ.get("HRNET_FAST_DEBUG") == "1" or SANITIZE
 
 HOW_TO_GO_ON = """
 hrnet_fast: the compiled part cannot be built: {reason}
@@ -66,7 +68,7 @@ def extensions():
     common = {
         "depends": relative(*ROOT.glob("csrc/**/*.h")),
         "define_macros": [("TORCH_TARGET_VERSION", TORCH_TARGET), ("TORCH_STABLE_ONLY", None)],
-        "extra_link_args": [] if DEBUG or platform.system() != "Linux" else ["-Wl,-s"],
+        "extra_link_args": ["-fsanitize=address,undefined"] if SANITIZE else [] if DEBUG or platform.system() != "Linux" else ["-Wl,-s"],
         "py_limited_api": True,
     }
     sources = relative(*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp"))
@@ -128,8 +130,10 @@ def relative(*paths: Path) -> list[str]:
 
 def compile_flags() -> list[str]:
     """Never -march=native: a wheel runs on any CPU, the kernels choose their instruction set at run time."""
+    # -fno-wrapv: Python's own flags define what the sanitizer looks for
+    sanitizers = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer", "-fno-wrapv"]
     return [
-        "-O3",
+        *(["-O1", *sanitizers] if SANITIZE else ["-O3"]),
         "-g" if DEBUG else "-g0",
         "-std=c++17",
         "-fvisibility=hidden",
