@@ -68,7 +68,7 @@ def extensions():
     common = {
         "depends": relative(*ROOT.glob("csrc/**/*.h")),
         "define_macros": [("TORCH_TARGET_VERSION", TORCH_TARGET), ("TORCH_STABLE_ONLY", None)],
-        "extra_link_args": ["-fsanitize=address,undefined"] if SANITIZE else [] if DEBUG or platform.system() != "Linux" else ["-Wl,-s"],
+        "extra_link_args": link_flags(),
         "py_limited_api": True,
     }
     sources = relative(*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp"))
@@ -126,6 +126,13 @@ def missing(compiler: str) -> str | None:
 def relative(*paths: Path) -> list[str]:
     """Paths as setuptools wants them, in an order that is always the same."""
     return sorted(path.relative_to(ROOT).as_posix() for path in paths)
+
+
+def link_flags() -> list[str]:
+    """Without symbols, but for those who want to look inside."""
+    if SANITIZE:
+        return ["-fsanitize=address,undefined"]
+    return [] if DEBUG or platform.system() != "Linux" else ["-Wl,-s"]
 
 
 def compile_flags() -> list[str]:
