@@ -171,15 +171,15 @@ def test_bitwise_the_same_for_any_number_of_threads():
 def test_two_threads_may_call_it():
     model, optimized = network(), None
     images = [image(size) + k for k, size in enumerate(((64, 96), (96, 64), (64, 96), (32, 32)))]
-    optimized = hf.optimize(model, images[0], max_shapes=2)
+    # one algorithm: else a shape that is prepared again takes the one whose weights are packed by then
+    optimized = hf.optimize(model, images[0], max_shapes=2, winograd=False)
     expected = [optimized(x) for x in images]
     wrong = []
 
     def work(k):
         for i in range(6):
             j = (k + i) % len(images)
-            # a shape that is prepared again may find other weights packed, and take another algorithm with them
-            if relative_error(optimized(images[j]), expected[j]) > 5e-6:
+            if not torch.equal(optimized(images[j]), expected[j]):
                 wrong.append(j)
 
     workers = [threading.Thread(target=work, args=(k,)) for k in range(3)]
