@@ -68,10 +68,6 @@ template <class V>
 static V load_sum(const BFloat16* high, const BFloat16* low) {
   return low == nullptr ? V::load(high) : V::load(high) + V::load(low);
 }
-template <class V>
-static V load_sum(const BFloat16* high, const BFloat16* low, int n) {
-  return low == nullptr ? V::load(high, n) : V::load(high, n) + V::load(low, n);
-}
 
 // Zeros around rows y0 .. y1 - 1 of an image, but for those behind them.
 static inline void clear_borders(BFloat16* image, const Extent& size, int64_t channels, int64_t y0, int64_t y1) {
