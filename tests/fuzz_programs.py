@@ -15,9 +15,11 @@ from torch import nn
 from hrnet_fast.network.nodes import Constants
 from hrnet_fast.network.passes import steps_of
 from hrnet_fast.network.record import record
+from hrnet_fast.network.sums import Sum
 from hrnet_fast.runtime.cpu import steps, tiled_steps
 from hrnet_fast.runtime.cpu.packed_weights import PackedWeights
 from hrnet_fast.runtime.cpu.program import DTYPES, Program
+from hrnet_fast.runtime.cpu.steps import Factor, Rounding
 from hrnet_fast.runtime.cpu.tiled_program import TiledProgram
 
 EXTREMES = [0, 1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 64, 255, 1 << 16, 1 << 31, (1 << 31) - 1, (1 << 32) + 1, 1 << 33, 1 << 61,
@@ -51,11 +53,15 @@ class Branches(nn.Module):
         return self.last(torch.cat([x, up], 1)), low
 
 
-def of_a_network(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, tiles: bool = False):
+def of_a_network(module: nn.Module, shape: tuple[int, ...], dtype: torch.dtype, tiles: bool = False, integers=False):
     """The programs of a network that run one after the other, with one set of tensors."""
     graph = record(module.eval(), (torch.empty(shape),), constants=Constants())
     if tiles:
-        program = TiledProgram(tiled_steps.lower(graph, steps_of(graph)), PackedWeights(slab=0), dtype)
+        found = steps_of(graph)
+        terms = [t for s in found if isinstance(s, Sum) for t in (*s.convs, *s.ups) if t.weight is not None]
+        factors = {t.weight: Factor(Rounding(0.02, 128), torch.zeros(t.value.shape[1])) for t in terms}
+        lowered = tiled_steps.lower(graph, found, None, factors if integers else None)
+        program = TiledProgram(lowered, PackedWeights(slab=0), dtype)
     else:
         program = Program(steps.lower(graph, steps_of(graph), True, False), PackedWeights(slab=0), dtype)
     external = [torch.rand(b.shape).to(b.dtype(dtype)) for b in program._external]
@@ -126,7 +132,8 @@ def main(seed: int, count: int) -> None:
     shape = (1, 3, 20, 28)
     networks = [p for width in (2, 7) for dtype in DTYPES for p in of_a_network(Branches(width), shape, dtype)]
     tiled = [p for width in (2, 7, 40) for p in of_a_network(Branches(width), shape, torch.bfloat16, True)]
-    networks += len(networks) // len(tiled) * tiled
+    tiled += [p for width in (2, 7, 40) for p in of_a_network(Branches(width), shape, torch.float32, True, True)]
+    networks += -(-len(networks) // len(tiled)) * tiled
     ran = refused = 0
     faulthandler.enable()
     for case in range(count):

@@ -46,14 +46,18 @@ class Reader {
   int64_t size() { return next(1, INT64_MAX); }
   // `count` numbers that lie at an address; null where the base is -1.
   char* address(int64_t count, DType dtype) {
-    const int64_t itemsize = dtype == DType::kFloat32 ? 4 : 2, bytes = checked_product(count, itemsize);
+    return address(count, dtype == DType::kFloat32 ? 4 : 2, scalar_type(dtype));
+  }
+  uint8_t* bytes(int64_t count) { return reinterpret_cast<uint8_t*>(address(count, 1, ScalarType::Byte)); }
+  char* address(int64_t count, int64_t itemsize, ScalarType dtype) {
+    const int64_t bytes = checked_product(count, itemsize);
     const int64_t base = next(-1, static_cast<int64_t>(regions_.size()) - 1), offset = next();
     if (base < 0) return nullptr;
     const Region& region = regions_[base];
     STD_TORCH_CHECK(offset >= 0 && bytes >= 0 && offset <= region.bytes - bytes, "run_program: ", bytes, " bytes at (",
                     base, ", ", offset, ") are outside of the tensors");
-    STD_TORCH_CHECK(region.dtype == ScalarType::Byte || region.dtype == scalar_type(dtype), "run_program: tensor ",
-                    base, " has another dtype than what is read or written there");
+    STD_TORCH_CHECK(region.dtype == ScalarType::Byte || region.dtype == dtype, "run_program: tensor ", base,
+                    " has another dtype than what is read or written there");
     STD_TORCH_CHECK(reinterpret_cast<uintptr_t>(region.data + offset) % itemsize == 0, "run_program: (", base, ", ",
                     offset, ") is not aligned");
     return region.data + offset;

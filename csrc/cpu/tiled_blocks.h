@@ -20,7 +20,7 @@ struct TileSource {
 };
 
 // tiles 0 .. MT * NT - 1 += source * weights; between(): work for the vector units after each step of the sum.
-template <class Tiles, int MT, int NT, class Between>
+template <class Tiles, class E, int MT, int NT, class Between>
 static inline __attribute__((always_inline)) void multiply_tiles(const TileSource<MT>& source, Between between) {
   constexpr int R = MT * NT;  // the first register that is free
   constexpr bool kKeep = MT > 1 && R + NT + 1 <= 8;  // the weights' tiles stay for all pixels
@@ -34,7 +34,7 @@ static inline __attribute__((always_inline)) void multiply_tiles(const TileSourc
         unroll<MT>([&](auto m) {
           constexpr int A = kA + m() % kSpareA;
           Tiles::template load<A>(source.at[m()] + offset, source.step);
-          unroll<NT>([&](auto n) { Tiles::template multiply<m() * NT + n(), A, R + n()>(); });
+          unroll<NT>([&](auto n) { Tiles::template multiply<E, m() * NT + n(), A, R + n()>(); });
         });
       } else {
         static_assert(MT == 1 || kSpareB == 1);
@@ -43,7 +43,7 @@ static inline __attribute__((always_inline)) void multiply_tiles(const TileSourc
           unroll<NT>([&](auto i) {  // to and fro: what was loaded last comes first the next time
             constexpr int N = m() % 2 == 0 ? i() : NT - 1 - i(), B = R + 1 + N % kSpareB;
             if constexpr (m() == 0 || i() > 0) Tiles::template load<B>(w + N * kTileBytes, kTileRow);
-            Tiles::template multiply<m() * NT + N, kA, B>();
+            Tiles::template multiply<E, m() * NT + N, kA, B>();
           });
         });
       }
@@ -69,12 +69,48 @@ static V load_sum(const BFloat16* high, const BFloat16* low) {
   return low == nullptr ? V::load(high) : V::load(high) + V::load(low);
 }
 
-// Zeros around rows y0 .. y1 - 1 of an image, but for those behind them.
-static inline void clear_borders(BFloat16* image, const Extent& size, int64_t channels, int64_t y0, int64_t y1) {
+// Zeros around rows y0 .. y1 - 1 of an image, but for those behind them; T: bfloat16, or bytes, which have another
+// zero.
+template <class T>
+static void clear_borders(T* image, const Extent& size, int64_t channels, int64_t y0, int64_t y1, uint8_t zero) {
   const int64_t row = size.pitch() * channels;
-  if (y0 == 0) std::memset(image, 0, (row + channels) * sizeof(BFloat16));
-  if (y1 == size.h) std::memset(image + (size.h + 1) * row, 0, (row + channels + kTileDepth) * sizeof(BFloat16));
+  if (y0 == 0) std::memset(image, zero, (row + channels) * sizeof(T));
+  if (y1 == size.h) std::memset(image + (size.h + 1) * row, zero, (row + channels + kTileRow) * sizeof(T));
 }
-static inline void clear_behind(BFloat16* image, const Extent& size, int64_t channels, int64_t y) {
-  std::memset(image + size.at(y, size.w) * channels, 0, channels * sizeof(BFloat16));
+template <class T>
+static void clear_behind(T* image, const Extent& size, int64_t channels, int64_t y, uint8_t zero) {
+  std::memset(image + size.at(y, size.w) * channels, zero, channels * sizeof(T));
+}
+
+// An image that is written: all its forms from one element on, and their zeros.
+struct Written {
+  Bordered at;
+  Rounding rounding;
+  Written(const Bordered& image, int64_t first, const Rounding& r) : at(image), rounding(r) {
+    if (at.high != nullptr) at.high += first;
+    if (at.low != nullptr) at.low += first;
+    if (at.bytes != nullptr) at.bytes += first;
+  }
+  void clear_around(const Extent& size, int64_t y0, int64_t y1) const {
+    if (at.high != nullptr) clear_borders(at.high, size, at.channels, y0, y1, 0);
+    if (at.bytes != nullptr) clear_borders(at.bytes, size, at.channels, y0, y1, rounding.zero);
+  }
+  void clear_after(const Extent& size, int64_t y) const {
+    if (at.high != nullptr) clear_behind(at.high, size, at.channels, y, 0);
+    if (at.bytes != nullptr) clear_behind(at.bytes, size, at.channels, y, rounding.zero);
+  }
+  // Zeros in `count` elements.
+  void clear(int64_t first, int64_t count) const {
+    if (at.high != nullptr) std::memset(at.high + first, 0, count * sizeof(BFloat16));
+    if (at.bytes != nullptr) std::memset(at.bytes + first, rounding.zero, count);
+  }
+};
+
+// Sums of products as they lie in the memory.
+template <class V, class E, class... Lanes>
+static inline __attribute__((always_inline)) V load_products(const float* p, Lanes... lanes) {
+  if constexpr (sizeof(E) == 1)
+    return V::load_integers(p, lanes...);
+  else
+    return V::load(p, lanes...);
 }

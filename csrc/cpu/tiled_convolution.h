@@ -4,8 +4,11 @@
 // sources. It is then stored into a buffer, from where vectors finish it (bias, residual, ReLU, rounding), a few pixels
 // at a time between the products of the next block: tiles and vectors have units of their own.
 
-template <class Tiles, class V>
+// E: of the sources and weights, BFloat16 or uint8_t.
+template <class Tiles, class V, class E>
 class TiledTask {
+  static constexpr bool kBytes = sizeof(E) == 1;
+  enum Forms { kHigh = 1, kLow = 2, kBytesToo = 4 };  // of the output: their sum
   static constexpr int kAll = 1 << 20, kShare = 2;  // units at once, and no less
   struct Strip {  // up to sixteen output pixels, one after the other
     int64_t from;  // pixel of the sources where the first one's taps begin
@@ -19,8 +22,9 @@ class TiledTask {
   };
   struct Pending {  // a block on its way out: the strip that comes next, and what is left of it
     void (TiledTask::*finish)(Pending& p, int units);
-    const float *sums, *bias;
+    const float *sums, *bias, *scale;
     BFloat16 *high, *low;
+    uint8_t* bytes;
     const BFloat16 *add_high, *add_low;
     const Strip *strip, *last;
     int units, left;  // rows or vectors: of all the block, of the strip
@@ -36,11 +40,12 @@ class TiledTask {
   Strip* strip_;  // all of them: every group of channels goes through them again
   Origin origin_[kMaxSources];
   int steps_ = 0;  // of the sum
-  int64_t out_base_, residual_base_;
+  int64_t residual_base_;
+  const Written out_;
   const float floor_;  // of the results
   Pending pending_;
   int side_ = 0;
-  alignas(64) float buffer_[2][6 * 256 + 16], bias_[16 * 48 + 16];
+  alignas(64) float buffer_[2][6 * 256 + 16], bias_[16 * 48 + 16], scale_[kBytes ? 16 * 48 + 16 : 1];
 
  public:
   // Rows y0 .. y1 - 1 of an image.
@@ -50,14 +55,16 @@ class TiledTask {
         y1_(y1),
         across_(ceil_div(q.out.w, 16)),
         flat_(q.c_out <= 48),
+        out_(q.output, image * q.out.image(q.output.channels), q.rounding),
         floor_(q.relu ? 0.f : -INFINITY) {
     const int64_t by_row = (y1 - y0) * across_, joined = ceil_div((y1 - y0) * q.out.pitch(), 16);
     joined_ = q.stride == 1 && joined < by_row;
     strips_ = joined_ ? joined : by_row;
     for (int s = 0; s < q.sources; ++s) {
-      const int64_t channels = q.source[s].channels, pixel = channels * 2, each = tile_steps(channels, q.kernel);
-      const BFloat16* from = q.source[s].high + image * q.in.image(channels);
-      origin_[s] = {reinterpret_cast<const char*>(from),
+      const int64_t channels = q.source[s].channels, pixel = channels * sizeof(E);
+      const int64_t each = tile_steps(channels, q.kernel, sizeof(E));
+      const void* from = kBytes ? static_cast<const void*>(q.source[s].bytes) : q.source[s].high;
+      origin_[s] = {static_cast<const char*>(from) + image * q.in.image(channels) * sizeof(E),
                     q.weight[s],
                     pixel,
                     each * kTileBytes,
@@ -68,11 +75,13 @@ class TiledTask {
     }
     strip_ = static_cast<Strip*>(scratch(1, strips_ * sizeof(Strip)));
     for (int64_t i = 0; i < strips_; ++i) strip_[i] = strip(i);
-    out_base_ = image * q.out.image(q.output.channels);
     residual_base_ = image * q.out.image(q.residual.channels);
     pending_.units = 0, pending_.strip = pending_.last = nullptr;
     if (flat_)
-      for (int64_t p = 0; p < 16; ++p) std::memcpy(bias_ + p * q.c_out, q.bias, q.c_out * sizeof(float));
+      for (int64_t p = 0; p < 16; ++p) {
+        std::memcpy(bias_ + p * q.c_out, q.bias, q.c_out * sizeof(float));
+        if constexpr (kBytes) std::memcpy(scale_ + p * q.c_out, q.scale, q.c_out * sizeof(float));
+      }
   }
   // Groups first .. last - 1 of the output channels.
   void run(int64_t first, int64_t last) {
@@ -124,7 +133,7 @@ class TiledTask {
       const Origin& o = origin_[s];
       TileSource<MT> source = {{}, o.weight + tile * o.tile, o.row, o.step, q_.kernel, o.chunks};
       for (int m = 0; m < MT; ++m) source.at[m] = o.image + strips[m].from * o.pixel;
-      multiply_tiles<Tiles, MT, NT>(source, [&] {
+      multiply_tiles<Tiles, E, MT, NT>(source, [&] {
         if (--wait < 0) finish(share);
       });
     }
@@ -138,11 +147,7 @@ class TiledTask {
     pending_.sums = to, pending_.strip = strips, pending_.last = strips + MT;
     pending_.channel = tile * 16;
     pending_.units = flat_ ? MT * static_cast<int>(q_.c_out) : MT * 16;
-    const bool low = q_.output.low != nullptr;
-    const int adds = q_.residual.high == nullptr ? 0 : q_.residual.low == nullptr ? 1 : 2;
-    pending_.finish = adds == 0   ? (low ? finisher<NT, 0, true>() : finisher<NT, 0, false>())
-                      : adds == 1 ? (low ? finisher<NT, 1, true>() : finisher<NT, 1, false>())
-                                  : (low ? finisher<NT, 2, true>() : finisher<NT, 2, false>());
+    pending_.finish = finisher<NT>();
     begin_strip();
     return MT;
   }
@@ -161,59 +166,102 @@ class TiledTask {
   inline __attribute__((always_inline)) void finish(int units) {
     if (pending_.strip != pending_.last) (this->*pending_.finish)(pending_, units);
   }
-  // ADDS: numbers of the residual; LOW: whether what the rounding takes away is kept.
-  template <int NT, int ADDS, bool LOW>
+  // What finishes a block for the forms of the residual and of the output.
+  template <int NT>
   auto finisher() const {
-    if (flat_) return &TiledTask::finish_flat<ADDS, LOW>;
+    constexpr int kBoth = kHigh + kBytesToo;
+    const int adds = q_.residual.high == nullptr ? 0 : q_.residual.low == nullptr ? 1 : 2;
+    if (q_.output.bytes != nullptr) {  // sums of bytes have no low halves around them
+      if (q_.output.high == nullptr) return adds == 0 ? finisher<NT, 0, kBytesToo>() : finisher<NT, 1, kBytesToo>();
+      return adds == 0 ? finisher<NT, 0, kBoth>() : finisher<NT, 1, kBoth>();
+    }
+    if constexpr (!kBytes) {
+      if (q_.output.low != nullptr)
+        return adds == 0   ? finisher<NT, 0, kHigh + kLow>()
+               : adds == 1 ? finisher<NT, 1, kHigh + kLow>()
+                           : finisher<NT, 2, kHigh + kLow>();
+      if (adds == 2) return finisher<NT, 2, kHigh>();
+    }
+    return adds == 0 ? finisher<NT, 0, kHigh>() : finisher<NT, 1, kHigh>();
+  }
+  // ADDS: numbers of the residual; OUT: forms of the output.
+  template <int NT, int ADDS, int OUT>
+  auto finisher() const {
+    if (flat_) return &TiledTask::finish_flat<ADDS, OUT>;
     const bool full = q_.c_out - pending_.channel >= NT * 16;
-    return full ? &TiledTask::finish_rows<NT, ADDS, LOW, true> : &TiledTask::finish_rows<NT, ADDS, LOW, false>;
+    return full ? &TiledTask::finish_rows<NT, ADDS, OUT, true> : &TiledTask::finish_rows<NT, ADDS, OUT, false>;
   }
   void begin_strip() {
     Pending& p = pending_;
     const int64_t at = p.strip->to * q_.c_out + p.channel;
     p.bias = flat_ ? bias_ : q_.bias + p.channel;
-    p.high = q_.output.high + out_base_ + at;
-    p.low = q_.output.low == nullptr ? nullptr : q_.output.low + out_base_ + at;
+    p.scale = flat_ || !kBytes ? scale_ : q_.scale + p.channel;
+    p.high = out_.at.high == nullptr ? nullptr : out_.at.high + at;
+    p.low = out_.at.low == nullptr ? nullptr : out_.at.low + at;
+    p.bytes = out_.at.bytes == nullptr ? nullptr : out_.at.bytes + at;
     p.add_high = q_.residual.high == nullptr ? nullptr : q_.residual.high + residual_base_ + at;
     p.add_low = q_.residual.low == nullptr ? nullptr : q_.residual.low + residual_base_ + at;
     p.left = flat_ ? numbers(*p.strip) / 16 : 16;
   }
+  // Goes on by some channels or pixels in all that the forms need.
+  template <int ADDS, int OUT>
+  static inline __attribute__((always_inline)) void advance(Pending& p, int64_t count) {
+    if constexpr (OUT & kHigh) p.high += count;
+    if constexpr (OUT & kLow) p.low += count;
+    if constexpr (OUT & kBytesToo) p.bytes += count;
+    if constexpr (ADDS > 0) p.add_high += count;
+    if constexpr (ADDS > 1) p.add_low += count;
+  }
   // Those that are written, with what lies behind rows.
   int numbers(const Strip& s) const { return (32 - __builtin_clz(s.inside | s.border)) * static_cast<int>(q_.c_out); }
 
-  // LANES: all sixteen, or those of the first argument that follows.
-  template <int ADDS, bool LOW, class... Lanes>
-  static inline __attribute__((always_inline)) void finish_vector(V y, V floor, const BFloat16* add_high,
-                                                                  const BFloat16* add_low, BFloat16* high,
-                                                                  BFloat16* low, Lanes... lanes) {
-    if constexpr (ADDS > 0) y = y + V::load(add_high, lanes...);
-    if constexpr (ADDS > 1) y = y + V::load(add_low, lanes...);
-    y = y.at_least(floor);
-    if constexpr (LOW)
-      y.store_sum(high, low, lanes...);
+  // What all vectors need.
+  struct Constants {
+    V floor, per_unit, zero;
+    explicit Constants(const TiledTask& t)
+        : floor(V::set1(t.floor_)),
+          per_unit(V::set1(t.q_.rounding.per_unit)),
+          zero(V::set1(static_cast<float>(t.q_.rounding.zero))) {}
+  };
+  static inline __attribute__((always_inline)) V biased(const float* sums, V scale, V bias) {
+    if constexpr (kBytes)
+      return V::fma(load_products<V, E>(sums), scale, bias);
     else
-      y.store(high, lanes...);
+      return V::load(sums) + bias;
+  }
+  // Channels from `skip` on. LANES: all sixteen, or those of the last argument.
+  template <int ADDS, int OUT, class... Lanes>
+  static inline __attribute__((always_inline)) void finish_vector(V y, const Constants& k, const Pending& p, int skip,
+                                                                  Lanes... lanes) {
+    if constexpr (ADDS > 0) y = y + V::load(p.add_high + skip, lanes...);
+    if constexpr (ADDS > 1) y = y + V::load(p.add_low + skip, lanes...);
+    y = y.at_least(k.floor);
+    if constexpr (OUT & kLow)
+      y.store_sum(p.high + skip, p.low + skip, lanes...);
+    else if constexpr (OUT & kHigh)
+      y.store(p.high + skip, lanes...);
+    if constexpr (OUT & kBytesToo) V::fma(y, k.per_unit, k.zero).store_bytes(p.bytes + skip, lanes...);
   }
   // The next vectors of the pending block.
-  template <int ADDS, bool LOW>
+  template <int ADDS, int OUT>
   void finish_flat(Pending& pending, int units) {
-    const V floor = V::set1(floor_);
+    const Constants constants(*this);
     for (;;) {
       Pending p = pending;  // not in memory: the compiler must assume that stores change what lies there
       const int count = units < p.left ? units : p.left;
       for (int i = 0; i < count; ++i) {
-        finish_vector<ADDS, LOW>(V::load(p.sums) + V::load(p.bias), floor, p.add_high, p.add_low, p.high, p.low);
-        p.sums += 16, p.bias += 16, p.high += 16;
-        if constexpr (LOW) p.low += 16;
-        if constexpr (ADDS > 0) p.add_high += 16;
-        if constexpr (ADDS > 1) p.add_low += 16;
+        finish_vector<ADDS, OUT>(biased(p.sums, kBytes ? V::load(p.scale) : V::zero(), V::load(p.bias)), constants, p,
+                                 0);
+        p.sums += 16, p.bias += 16;
+        if constexpr (kBytes) p.scale += 16;
+        advance<ADDS, OUT>(p, 16);
       }
       p.left -= count, units -= count;
       if (p.left == 0) {
         const int rest = numbers(*p.strip) % 16;
         if (rest != 0)
-          finish_vector<ADDS, LOW>(V::load(p.sums) + V::load(p.bias), floor, p.add_high, p.add_low, p.high, p.low,
-                                   rest);
+          finish_vector<ADDS, OUT>(biased(p.sums, kBytes ? V::load(p.scale) : V::zero(), V::load(p.bias)), constants, p,
+                                   0, rest);
         behind_rows(*p.strip);
         p.sums += 16 * q_.c_out - (p.bias - bias_);
       }
@@ -227,20 +275,21 @@ class TiledTask {
   void behind_rows(const Strip& s) const {
     if (s.border == 0) return;
     for (int j = 0; j < 16; ++j)
-      if (s.border >> j & 1)
-        std::memset(q_.output.high + out_base_ + (s.to + j) * q_.c_out, 0, q_.c_out * sizeof(BFloat16));
+      if (s.border >> j & 1) out_.clear((s.to + j) * q_.c_out, q_.c_out);
   }
   // The next rows of the pending block. FULL: all channels of its tiles are there.
-  template <int NT, int ADDS, bool LOW, bool FULL>
+  template <int NT, int ADDS, int OUT, bool FULL>
   void finish_rows(Pending& pending, int units) {
-    const V floor = V::set1(floor_);
+    const Constants constants(*this);
     const int64_t c = q_.c_out;
     const int last = FULL ? 16 : static_cast<int>(c - pending.channel - (NT - 1) * 16);
     for (;;) {
       Pending p = pending;
-      V bias[NT];
+      V bias[NT], scale[NT];
       unroll<NT>([&](auto n) {
-        bias[n()] = !FULL && n() == NT - 1 ? V::load(p.bias + n() * 16, last) : V::load(p.bias + n() * 16);
+        const int lanes = !FULL && n() == NT - 1 ? last : 16;
+        bias[n()] = V::load(p.bias + n() * 16, lanes);
+        if constexpr (kBytes) scale[n()] = V::load(p.scale + n() * 16, lanes);
       });
       const int count = units < p.left ? units : p.left;
       const uint32_t inside = p.strip->inside >> (16 - p.left), border = p.strip->border >> (16 - p.left);
@@ -248,21 +297,16 @@ class TiledTask {
         if (inside >> i & 1)
           unroll<NT>([&](auto n) {
             constexpr int c0 = n() * 16;
-            const V y = V::load(p.sums + c0) + bias[n()];
-            const BFloat16 *add_high = ADDS > 0 ? p.add_high + c0 : nullptr,
-                           *add_low = ADDS > 1 ? p.add_low + c0 : nullptr;
-            BFloat16* low = LOW ? p.low + c0 : nullptr;
+            const V y = biased(p.sums + c0, scale[n()], bias[n()]);
             if constexpr (FULL || n() < NT - 1)
-              finish_vector<ADDS, LOW>(y, floor, add_high, add_low, p.high + c0, low);
+              finish_vector<ADDS, OUT>(y, constants, p, c0);
             else
-              finish_vector<ADDS, LOW>(y, floor, add_high, add_low, p.high + c0, low, last);
+              finish_vector<ADDS, OUT>(y, constants, p, c0, last);
           });
         else if (border >> i & 1)
-          std::memset(p.high, 0, ((NT - 1) * 16 + last) * sizeof(BFloat16));
-        p.sums += NT * 16, p.high += c;
-        if constexpr (LOW) p.low += c;
-        if constexpr (ADDS > 0) p.add_high += c;
-        if constexpr (ADDS > 1) p.add_low += c;
+          out_.clear((p.strip->to + 16 - p.left + i) * c + p.channel, (NT - 1) * 16 + last);
+        p.sums += NT * 16;
+        advance<ADDS, OUT>(p, c);
       }
       p.left -= count, units -= count;
       pending = p;
@@ -274,9 +318,8 @@ class TiledTask {
   }
 
   void borders() const {
-    BFloat16* image = q_.output.high + out_base_;
-    clear_borders(image, q_.out, q_.c_out, y0_, y1_);
+    out_.clear_around(q_.out, y0_, y1_);
     if (!joined_ && q_.out.w % 16 == 0)
-      for (int64_t y = y0_; y < y1_; ++y) clear_behind(image, q_.out, q_.c_out, y);
+      for (int64_t y = y0_; y < y1_; ++y) out_.clear_after(q_.out, y);
   }
 };

@@ -28,9 +28,14 @@ class TiledExchangeTask {
   int ups_ = 0, sames_ = 0, products_ = 0;
   float *sums_[2], *projected_;  // of a strip and the next
   BFloat16* rounded_[2];
+  const Written out_;
 
  public:
-  TiledExchangeTask(const TiledExchange& q, int64_t image) : q_(q), image_(image), strips_(ceil_div(q.out.w, 16)) {
+  TiledExchangeTask(const TiledExchange& q, int64_t image)
+      : q_(q),
+        image_(image),
+        strips_(ceil_div(q.out.w, 16)),
+        out_(q.output, image * q.out.image(q.output.channels), q.rounding) {
     for (int measure = 1; measure >= 0; --measure) {
       Arena arena(measure ? nullptr : scratch(0, bytes_));
       for (int i = 0; i < 2; ++i)
@@ -48,16 +53,15 @@ class TiledExchangeTask {
       if (same_size(j)) (q.weight[j] ? product_[products_++] : same_[sames_++]) = j;
     for (int u = 0; u < ups_; ++u)
       for (int64_t x = 0; x < q.out.w; ++x) {
-        const Source<float> from = source_of<float>(q.mode, x, q.size[up_[u].input].w, q.out.w);
+        const SourcePixel from = source_pixel(q.mode, x, q.size[up_[u].input].w, q.out.w);
         up_[u].taps[x] = {from.i0 * kBlock, from.i1 * kBlock, from.w0, from.w1};
       }
   }
   void run(int64_t y0, int64_t y1) {
     const TileGroups groups(q_.channels);
-    BFloat16* image = q_.output.high + out_base();
-    clear_borders(image, q_.out, q_.output.channels, y0, y1);
+    out_.clear_around(q_.out, y0, y1);
     for (int64_t y = y0; y < y1; ++y) {
-      clear_behind(image, q_.out, q_.output.channels, y);
+      out_.clear_after(q_.out, y);
       for (int64_t g = 0; g < groups.count(); g += 2) block(y, g, groups.count() - g < 2 ? 1 : 2);
       if (q_.projection != nullptr) finish(y);
     }
@@ -67,7 +71,6 @@ class TiledExchangeTask {
   int64_t bytes_ = 0;
 
   bool same_size(int j) const { return q_.size[j].h == q_.out.h && q_.size[j].w == q_.out.w; }
-  int64_t out_base() const { return image_ * q_.out.image(q_.output.channels); }
   Same row_of(int j, int64_t y) const {
     const Bordered& x = q_.input[j];
     const int64_t at = image_ * q_.size[j].image(x.channels) + q_.size[j].at(y, 0) * x.channels;
@@ -94,13 +97,13 @@ class TiledExchangeTask {
         case 3: sum<3>(y, x, count, c, vectors); break;
         default: sum<kMaxInputs>(y, x, count, c, vectors);
       }
-      if (projects && s > 0) project(s - 1, c, ceil_div(vectors * 16, kTileDepth));
+      if (projects && s > 0) project(s - 1, c, ceil_div(vectors * 16, kTileDepth<BFloat16>));
     }
-    if (projects) project(strips_ - 1, c, ceil_div(vectors * 16, kTileDepth));
+    if (projects) project(strips_ - 1, c, ceil_div(vectors * 16, kTileDepth<BFloat16>));
   }
 
   void downwards(const Up& up, int64_t y, int64_t c, int vectors) const {
-    const Source<float> s = source_of<float>(q_.mode, y, q_.size[up.input].h, q_.out.h);
+    const SourcePixel s = source_pixel(q_.mode, y, q_.size[up.input].h, q_.out.h);
     const Same a = row_of(up.input, s.i0), b = row_of(up.input, s.i1);
     const V w0 = V::set1(s.w0), w1 = V::set1(s.w1);
     for (int64_t x = 0; x < q_.size[up.input].w; ++x)
@@ -114,36 +117,45 @@ class TiledExchangeTask {
 
   // Tiles `tile` .. `tile` + NT - 1 of a weight, steps first .. first + steps - 1 of the `all` that it has; to [16
   // pixels] in rows of `row` bytes.
-  template <int NT>
-  void multiply(const BFloat16* at, int64_t pixel, const char* weight, int64_t tile, int64_t all, int64_t first,
-                int64_t steps, bool add, float* to, int64_t row) const {
+  template <class E, int NT>
+  void multiply(const E* at, int64_t pixel, const char* weight, int64_t tile, int64_t all, int64_t first, int64_t steps,
+                bool add, float* to, int64_t row) const {
     zero_tiles<Tiles, NT>();
     if (add) unroll<NT>([&](auto n) { Tiles::template load<n()>(to + n() * 16, row); });
     const char* from = weight + (tile * all + NT * first) * kTileBytes;
-    const TileSource<1> source = {{reinterpret_cast<const char*>(at)}, from, 0, pixel * 2, 1, steps};
-    multiply_tiles<Tiles, 1, NT>(source, [] {});
+    const TileSource<1> source = {{reinterpret_cast<const char*>(at)},     from, 0,
+                                  pixel * static_cast<int64_t>(sizeof(E)), 1,    steps};
+    multiply_tiles<Tiles, E, 1, NT>(source, [] {});
     store_tiles<Tiles, 1, NT>(reinterpret_cast<char*>(to), row);
   }
-  template <class... Arguments>
-  void multiply_group(int width, Arguments... arguments) const {
+  template <class E, class... Arguments>
+  void multiply_group(int width, const E* at, Arguments... arguments) const {
     switch (width) {
-      case 1: return multiply<1>(arguments...);
-      case 2: return multiply<2>(arguments...);
-      default: return multiply<3>(arguments...);
+      case 1: return multiply<E, 1>(at, arguments...);
+      case 2: return multiply<E, 2>(at, arguments...);
+      default: return multiply<E, 3>(at, arguments...);
     }
   }
   // Of strip s, by the weights of groups first .. first + count - 1.
   void products(int64_t y, int64_t s, int64_t first, int64_t count) const {
-    const TileGroups groups(q_.channels);
     for (int i = 0; i < products_; ++i) {
-      const int j = product_[i];
-      const int64_t pixel = q_.input[j].channels, steps = tile_steps(pixel, 1);
-      const BFloat16* at = row_of(j, y).high + 16 * s * pixel;
-      for (int64_t g = first; g < first + count; ++g) {
-        float* to = sums_[s % 2] + (groups.first(g) - groups.first(first)) * 16;
-        multiply_group(groups.width(g), at, pixel, q_.weight[j], groups.first(g), steps, int64_t{0}, steps, i > 0, to,
-                       kBlock * 4);
-      }
+      const Bordered& x = q_.input[product_[i]];
+      const int64_t at = image_ * q_.out.image(x.channels) + q_.out.at(y, 16 * s) * x.channels;
+      if (q_.scale != nullptr)
+        products(x.bytes + at, i, s, first, count);
+      else
+        products(x.high + at, i, s, first, count);
+    }
+  }
+  template <class E>
+  void products(const E* at, int i, int64_t s, int64_t first, int64_t count) const {
+    const TileGroups groups(q_.channels);
+    const int j = product_[i];
+    const int64_t pixel = q_.input[j].channels, steps = tile_steps(pixel, 1, sizeof(E));
+    for (int64_t g = first; g < first + count; ++g) {
+      float* to = sums_[s % 2] + (groups.first(g) - groups.first(first)) * 16;
+      multiply_group(groups.width(g), at, pixel, q_.weight[j], groups.first(g), steps, int64_t{0}, steps, i > 0, to,
+                     kBlock * 4);
     }
   }
   // What pixels of strip s add to their projection by `steps` times 32 channels from c on.
@@ -152,20 +164,28 @@ class TiledExchangeTask {
     Tiles::written();
     for (int64_t g = 0; g < groups.count(); ++g)
       multiply_group(groups.width(g), static_cast<const BFloat16*>(rounded_[s % 2]), kRounded, q_.projection,
-                     groups.first(g), tile_steps(q_.channels, 1), c / kTileDepth, steps, c > 0,
+                     groups.first(g), tile_steps(q_.channels, 1, 2), c / kTileDepth<BFloat16>, steps, c > 0,
                      projected_ + s * 256 * groups.tiles + groups.first(g) * 16, groups.tiles * kTileRow);
   }
   void finish(int64_t y) const {
-    const int64_t c = q_.output.channels, row = TileGroups(c).tiles * 16, first = out_base() + q_.out.at(y, 0) * c;
+    const int64_t c = q_.output.channels, row = TileGroups(c).tiles * 16, first = q_.out.at(y, 0) * c;
     for (int64_t x = 0; x < q_.out.w; ++x)
       for (int64_t i = 0; i < c; i += 16) {
         const int lanes = static_cast<int>(c - i < 16 ? c - i : 16);
         const V value = V::load(projected_ + x * row + i) + V::load(q_.projection_bias + i, lanes);
-        if (q_.output.low != nullptr)
-          value.store_sum(q_.output.high + first + x * c + i, q_.output.low + first + x * c + i, lanes);
-        else
-          value.store(q_.output.high + first + x * c + i, lanes);
+        store_forms(value, first + x * c + i, lanes);
       }
+  }
+  // Some numbers from an element of the output on.
+  void store_forms(V value, int64_t at, int lanes) const {
+    const Bordered& to = out_.at;
+    if (to.low != nullptr)
+      value.store_sum(to.high + at, to.low + at, lanes);
+    else if (to.high != nullptr)
+      value.store(to.high + at, lanes);
+    if (to.bytes != nullptr)
+      V::fma(value, V::set1(q_.rounding.per_unit), V::set1(static_cast<float>(q_.rounding.zero)))
+          .store_bytes(to.bytes + at, lanes);
   }
   // UPS: their number, or kMaxInputs: any.
   template <int UPS>
@@ -187,9 +207,11 @@ class TiledExchangeTask {
     const int last = static_cast<int>(left < 16 ? left : 16);
     const bool projects = q_.projection != nullptr;
     const V floor = V::set1(q_.relu ? 0.f : -INFINITY);
-    V bias[NV];
+    V bias[NV], scale[NV];
     unroll<NV>([&](auto v) {
-      bias[v()] = q_.bias == nullptr ? V::zero() : V::load(q_.bias + c + v() * 16, v() == NV - 1 ? last : 16);
+      const int lanes = v() == NV - 1 ? last : 16;
+      bias[v()] = q_.bias == nullptr ? V::zero() : V::load(q_.bias + c + v() * 16, lanes);
+      scale[v()] = q_.scale == nullptr ? V::zero() : V::load(q_.scale + c + v() * 16, lanes);
     });
     Same same[kMaxInputs];
     for (int i = 0; i < sames; ++i) {
@@ -197,18 +219,20 @@ class TiledExchangeTask {
       same[i].high += x * channels + c;
       if (same[i].low != nullptr) same[i].low += x * channels + c;
     }
-    const int64_t first = out_base() + q_.out.at(y, x) * q_.output.channels + c;
-    BFloat16* high = projects ? rounded_[x / 16 % 2] + skip : q_.output.high + first;
-    BFloat16* low = projects || q_.output.low == nullptr ? nullptr : q_.output.low + first;
-    const int64_t step = projects ? kRounded : channels;
+    const int64_t first = q_.out.at(y, x) * q_.output.channels + c;
+    BFloat16* rounded = projects ? rounded_[x / 16 % 2] + skip : nullptr;
     const float* base = products_ > 0 ? sums_[x / 16 % 2] + skip : nullptr;
     const float* rows[kMaxInputs];
     const Tap* taps[kMaxInputs];
     for (int u = 0; u < ups; ++u) rows[u] = up_[u].row + skip, taps[u] = up_[u].taps + x;
-    for (int64_t p = 0; p < count; ++p, high += step) {
+    for (int64_t p = 0; p < count; ++p) {
       V sum[NV];
       unroll<NV>([&](auto v) { sum[v()] = bias[v()]; });
-      if (base != nullptr) unroll<NV>([&](auto v) { sum[v()] = sum[v()] + V::load(base + p * kBlock + v() * 16); });
+      if (base != nullptr && q_.scale != nullptr)
+        unroll<NV>(
+            [&](auto v) { sum[v()] = V::fma(V::load_integers(base + p * kBlock + v() * 16), scale[v()], sum[v()]); });
+      else if (base != nullptr)
+        unroll<NV>([&](auto v) { sum[v()] = sum[v()] + V::load(base + p * kBlock + v() * 16); });
       for (int i = 0; i < sames; ++i) {
         const BFloat16 *h = same[i].high + p * channels, *l = same[i].low;
         unroll<NV>([&](auto v) { sum[v()] = sum[v()] + V::load(h + v() * 16); });
@@ -224,10 +248,10 @@ class TiledExchangeTask {
       unroll<NV>([&](auto v) {
         const V value = sum[v()].at_least(floor);
         const int lanes = v() == NV - 1 ? last : 16;
-        if (low != nullptr)
-          value.store_sum(high + v() * 16, low + p * step + v() * 16, lanes);
+        if (projects)
+          value.store(rounded + p * kRounded + v() * 16, lanes);
         else
-          value.store(high + v() * 16, lanes);
+          store_forms(value, first + p * channels + v() * 16, lanes);
       });
     }
   }
@@ -237,12 +261,15 @@ class TiledExchangeTask {
 template <class V>
 static void reorder_rows(const Reorder& q, int64_t image, int64_t y0, int64_t y1) {
   const int64_t c = q.to.channels, plane = q.size.h * q.size.w, base = image * q.size.image(c);
-  clear_borders(q.to.high + base, q.size, c, y0, y1);
+  const Written out(q.to, base, q.rounding);
+  out.clear_around(q.size, y0, y1);
   with_type(q.from.dtype, [&](auto* type) {
     const auto* from = static_cast<decltype(type)>(const_cast<void*>(q.from.data)) + image * q.from.image_stride;
     BFloat16 high[16][16], low[16][16];
+    uint8_t bytes[16][16];
+    const V per_unit = V::set1(q.rounding.per_unit), zero = V::set1(static_cast<float>(q.rounding.zero));
     for (int64_t y = y0; y < y1; ++y) {
-      clear_behind(q.to.high + base, q.size, c, y);
+      out.clear_after(q.size, y);
       for (int64_t x = 0; x < q.size.w; x += 16)
         for (int64_t first = 0; first < c; first += 16) {
           const int64_t pixels = q.size.w - x < 16 ? q.size.w - x : 16, channels = c - first < 16 ? c - first : 16;
@@ -250,13 +277,15 @@ static void reorder_rows(const Reorder& q, int64_t image, int64_t y0, int64_t y1
             V value = V::load(from + (first + i) * plane + y * q.size.w + x, static_cast<int>(pixels));
             if (q.scale != nullptr) value = V::fma(value, V::set1(q.scale[first + i]), V::set1(q.shift[first + i]));
             value.store_sum(high[i], low[i], 16);
+            V::fma(value, per_unit, zero).store_bytes(bytes[i]);
           }
-          const int64_t to = base + q.size.at(y, x) * c + first;
-          for (int64_t p = 0; p < pixels; ++p)
-            for (int64_t i = 0; i < channels; ++i) q.to.high[to + p * c + i] = high[i][p];
-          if (q.to.low != nullptr)
+          const auto turned = [&](auto* to, const auto(&rows)[16][16]) {
+            if (to == nullptr) return;
+            to += q.size.at(y, x) * c + first;
             for (int64_t p = 0; p < pixels; ++p)
-              for (int64_t i = 0; i < channels; ++i) q.to.low[to + p * c + i] = low[i][p];
+              for (int64_t i = 0; i < channels; ++i) to[p * c + i] = rows[i][p];
+          };
+          turned(out.at.high, high), turned(out.at.low, low), turned(out.at.bytes, bytes);
         }
     }
   });
@@ -265,11 +294,19 @@ static void reorder_rows(const Reorder& q, int64_t image, int64_t y0, int64_t y1
 // The other way round: rows y0 .. y1 - 1 of dense planes.
 static inline void restore_rows(const Restore& q, int64_t image, int64_t y0, int64_t y1) {
   const int64_t c = q.from.channels, plane = q.size.h * q.size.w;
-  BFloat16* to = static_cast<BFloat16*>(const_cast<void*>(q.to.data)) + image * q.to.image_stride;
-  for (int64_t y = y0; y < y1; ++y) {
-    const BFloat16* from = q.from.high + image * q.size.image(c) + q.size.at(y, 0) * c;
-    for (int64_t x = 0; x < q.size.w; x += 64)  // what is read again stays in the first cache
-      for (int64_t i = 0; i < c; ++i)
-        for (int64_t p = x; p < q.size.w && p < x + 64; ++p) to[i * plane + y * q.size.w + p] = from[p * c + i];
-  }
+  const auto restore = [&](auto* to, auto convert) {
+    to += image * q.to.image_stride;
+    for (int64_t y = y0; y < y1; ++y) {
+      const BFloat16* from = q.from.high + image * q.size.image(c) + q.size.at(y, 0) * c;
+      for (int64_t x = 0; x < q.size.w; x += 64)  // what is read again stays in the first cache
+        for (int64_t i = 0; i < c; ++i)
+          for (int64_t p = x; p < q.size.w && p < x + 64; ++p)
+            to[i * plane + y * q.size.w + p] = convert(from[p * c + i]);
+    }
+  };
+  void* to = const_cast<void*>(q.to.data);
+  if (q.to.dtype == DType::kFloat32)
+    restore(static_cast<float*>(to), [](BFloat16 x) { return to_float(x); });
+  else
+    restore(static_cast<BFloat16*>(to), [](BFloat16 x) { return x; });
 }

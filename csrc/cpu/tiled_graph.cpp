@@ -13,22 +13,35 @@ namespace hrnet_fast {
 
 namespace {
 
-int64_t reach_of(const Extent& size, int64_t channels) { return 1 + kTileDepth / (size.pitch() * channels); }
+#include "../source.h"
+
+int64_t reach_of(const Extent& size, int64_t channels) { return 1 + kTileRow / (size.pitch() * channels); }
+// Bytes of a pixel in all its forms, of the image or of what is written.
+int64_t pixel_bytes(const Bordered& x) {
+  return x.channels * ((x.high != nullptr ? 2 : 0) + (x.low != nullptr ? 2 : 0) + (x.bytes != nullptr ? 1 : 0));
+}
 
 }  // namespace
 
+SourcePixel source_pixel(Mode mode, int64_t out, int64_t in_size, int64_t out_size) {
+  if (in_size == out_size) return {out, out, 1, 0};
+  const Source<float> s = source_at(mode, out, source_scale<float>(mode, in_size, out_size), in_size);
+  return {s.i0, s.i1, s.w0, s.w1};
+}
+
 void TiledGraph::add(const TiledConvolution& q, std::vector<Dependency> after) {
   double steps = 0;
+  const int64_t size = q.scale != nullptr ? 1 : 2;  // of a factor
   int64_t weights = 0, channels = 0, reach = 0;
   for (int s = 0; s < q.sources; ++s) {
     reach = std::max(reach, reach_of(q.in, q.source[s].channels));
-    steps += static_cast<double>(tile_steps(q.source[s].channels, q.kernel));
-    weights += tiled_weight_bytes(q.c_out, q.source[s].channels, q.kernel);
+    steps += static_cast<double>(tile_steps(q.source[s].channels, q.kernel, size));
+    weights += tiled_weight_bytes(q.c_out, q.source[s].channels, q.kernel, size);
     channels += q.source[s].channels;
   }
   const double strips = static_cast<double>(q.n) * static_cast<double>(q.out.h * q.out.pitch()) / 16;
   const TileGroups groups(q.c_out);
-  const int64_t row = (q.in.pitch() * q.stride * channels + q.out.pitch() * q.c_out) * 2;
+  const int64_t row = q.in.pitch() * q.stride * channels * size + q.out.pitch() * pixel_bytes(q.output);
   operations_.push_back({Kind::kConvolution, convolutions_.size(), std::move(after), q.n, q.out.h,
                          strips * static_cast<double>(groups.tiles) * steps, row, weights, groups.count(), reach});
   convolutions_.push_back(q);

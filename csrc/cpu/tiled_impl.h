@@ -6,7 +6,10 @@
 template <class Tiles, class V>
 struct TiledTasks {
   static void convolve(const TiledConvolution& q, int64_t image, int64_t y0, int64_t y1, int64_t first, int64_t last) {
-    TiledTask<Tiles, V>(q, image, y0, y1).run(first, last);
+    if (q.scale != nullptr)
+      TiledTask<Tiles, V, uint8_t>(q, image, y0, y1).run(first, last);
+    else
+      TiledTask<Tiles, V, BFloat16>(q, image, y0, y1).run(first, last);
   }
   static void exchange(const TiledExchange& q, int64_t image, int64_t y0, int64_t y1) {
     TiledExchangeTask<Tiles, V>(q, image).run(y0, y1);

@@ -26,9 +26,12 @@ class EmulatedTiles {
   static void store(void* p, int64_t stride) {
     for (int r = 0; r < 16; ++r) std::memcpy(static_cast<char*>(p) + r * stride, tile(T).row[r], kRow);
   }
-  template <int C, int A, int B>
+  template <class E, int C, int A, int B>
   static void multiply() {
-    product(tile(C), tile(A), tile(B));
+    if constexpr (sizeof(E) == 1)
+      byte_product(tile(C), tile(A), tile(B));
+    else
+      product(tile(C), tile(A), tile(B));
   }
 
  private:
@@ -50,6 +53,18 @@ class EmulatedTiles {
       }
       std::memcpy(sum, c.row[m], kRow);
       for (int n = 0; n < 16; ++n) sum[n] = flushed(flushed(sum[n]) + flushed(even[n] + odd[n]));
+      std::memcpy(c.row[m], sum, kRow);
+    }
+  }
+  // Unsigned bytes by signed ones, four to an integer.
+  static void byte_product(Tile& c, const Tile& a, const Tile& b) {
+    for (int m = 0; m < 16; ++m) {
+      int32_t sum[16];
+      std::memcpy(sum, c.row[m], kRow);
+      for (int k = 0; k < 16; ++k)
+        for (int n = 0; n < 16; ++n)
+          for (int e = 0; e < 4; ++e)
+            sum[n] += static_cast<uint8_t>(a.row[m][4 * k + e]) * static_cast<int8_t>(b.row[k][4 * n + e]);
       std::memcpy(c.row[m], sum, kRow);
     }
   }

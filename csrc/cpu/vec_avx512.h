@@ -58,6 +58,17 @@ struct VecAvx512 {
     _mm256_mask_storeu_epi16(high, mask(n), rounded);
     _mm256_mask_storeu_epi16(low, mask(n), kept.narrow(BFloat16{}));
   }
+  // Integers in the place of floats.
+  static VecAvx512 load_integers(const float* p) { return {_mm512_cvtepi32_ps(_mm512_loadu_si512(p))}; }
+  static VecAvx512 load_integers(const float* p, int n) {
+    return {_mm512_cvtepi32_ps(_mm512_maskz_loadu_epi32(mask(n), p))};
+  }
+  // Rounded to integers from 0 to 255, ties to even; NaN becomes 0.
+  __m512i rounded() const { return _mm512_cvtps_epu32(_mm512_max_ps(v, _mm512_setzero_ps())); }
+  void store_bytes(uint8_t* p) const {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm512_cvtusepi32_epi8(rounded()));
+  }
+  void store_bytes(uint8_t* p, int n) const { _mm512_mask_cvtusepi32_storeu_epi8(p, mask(n), rounded()); }
   static VecAvx512 pick(const float* p, const int32_t* index) {  // two registers hold all that index can name
     return {_mm512_permutex2var_ps(_mm512_loadu_ps(p), _mm512_loadu_si512(index), _mm512_loadu_ps(p + 16))};
   }

@@ -24,7 +24,8 @@ struct Convert<Float16> {
   static Float16 narrow(float x) { return to_float16(x); }
 };
 
-template <class Element, int Lanes>
+// EXACT: multiplications and additions in one step round once, on every CPU.
+template <class Element, int Lanes, bool EXACT = false>
 struct VecGeneric {
   using A = Element;
   static constexpr int L = Lanes;
@@ -71,6 +72,23 @@ struct VecGeneric {
       low[i] = to_bfloat16(rest == rest ? rest : A(0));
     }
   }
+  // Integers in the place of floats.
+  static VecGeneric load_integers(const A* p) { return load_integers(p, L); }
+  static VecGeneric load_integers(const A* p, int n) {
+    VecGeneric r = zero();
+    for (int i = 0; i < n; ++i) {
+      int32_t integer;
+      std::memcpy(&integer, p + i, sizeof(integer));
+      r.v[i] = static_cast<A>(integer);
+    }
+    return r;
+  }
+  // Rounded to integers from 0 to 255, ties to even; NaN becomes 0.
+  void store_bytes(uint8_t* p) const { store_bytes(p, L); }
+  void store_bytes(uint8_t* p, int n) const {
+    for (int i = 0; i < n; ++i)
+      p[i] = v[i] < 255 ? v[i] > 0 ? static_cast<uint8_t>(std::nearbyint(v[i])) : 0 : v[i] == v[i] ? 255 : 0;
+  }
   // p[index[i]] for index[i] < 2 L; 2 L elements from p on may be read
   static VecGeneric pick(const A* p, const int32_t* index) {
     VecGeneric r;
@@ -86,7 +104,12 @@ struct VecGeneric {
     best.v = larger ? value.v : best.v;
     label.v = larger ? c.v : label.v;
   }
-  static VecGeneric fma(VecGeneric a, VecGeneric b, VecGeneric c) { return {a.v * b.v + c.v}; }
+  static VecGeneric fma(VecGeneric a, VecGeneric b, VecGeneric c) {
+    if constexpr (!EXACT) return {a.v * b.v + c.v};
+    VecGeneric r;
+    for (int i = 0; i < L; ++i) r.v[i] = std::fma(a.v[i], b.v[i], c.v[i]);
+    return r;
+  }
   VecGeneric operator+(VecGeneric o) const { return {v + o.v}; }
   VecGeneric operator*(VecGeneric o) const { return {v * o.v}; }
   static VecGeneric where_positive(VecGeneric y, VecGeneric g) {  // y <= 0 ? 0 : g, which lets g pass where y is NaN

@@ -1,5 +1,6 @@
 """Weights as the kernels read them: folded and packed once, shared by all input sizes, freed with the last plan."""
 
+import itertools
 import weakref
 from collections.abc import Callable, Iterable
 
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from hrnet_fast.folding import rounded
 from hrnet_fast.network.sums import Weight
-from hrnet_fast.runtime.cpu.steps import DIRECT, PAIRS, Convolution, Exchange
+from hrnet_fast.runtime.cpu.steps import DIRECT, PAIRS, Convolution, Exchange, Factor
 
 _LARGEST, _ALIGNMENT = 4 << 20, 64  # bytes
 
@@ -35,10 +36,15 @@ class Slabs:
 
 
 class Packed:
-    """Bytes that a kernel reads, a piece of ``slab`` from ``start`` on, and what fills them from the parameters."""
+    """Bytes that a kernel reads, a piece of ``slab`` from ``start`` on, and what fills them from the parameters.
 
-    def __init__(self, slab: Tensor, start: int, size: int, fill: Callable[[Tensor], None]):
-        self.slab, self.start, self.bytes = slab, start, slab[start : start + size]
+    ``parts``: where in them several things begin.
+    """
+
+    def __init__(
+        self, slab: Tensor, start: int, size: int, fill: Callable[[Tensor], None], parts: tuple[int, ...] = (0,)
+    ):
+        self.slab, self.start, self.bytes, self.parts = slab, start, slab[start : start + size], parts
         self._fill = fill
         self.refill()
 
@@ -92,13 +98,28 @@ class PackedWeights:
 
     def tiles(self, weight: Weight) -> Packed:
         """A weight for the kernels on tiles."""
-        c_out, c_in, kernel = weight.shape
-        size = torch.ops.hrnet_fast.packed_tiles_size(c_out, c_in, kernel)
 
         def fill(to: Tensor) -> None:
-            torch.ops.hrnet_fast.pack_tiles(weight.kernel().contiguous(), to.view(torch.bfloat16))
+            torch.ops.hrnet_fast.pack_tiles(weight.kernel().contiguous(), to)
 
-        return self._packed(("tiles", weight), 2 * size, fill)
+        return self._packed(("tiles", weight), torch.ops.hrnet_fast.packed_tiles_size(*weight.shape, False), fill)
+
+    def bytes(self, weights: tuple[Weight, ...], factors: tuple[Factor, ...]) -> Packed:
+        """Weights whose products with bytes are added up: a bias, the scale of the sums, the weights of each source."""
+        c_out = weights[0].shape[0]
+        sizes = [4 * c_out, 4 * c_out, *(torch.ops.hrnet_fast.packed_tiles_size(*w.shape, True) for w in weights)]
+        ends = list(itertools.accumulate((-(-s // _ALIGNMENT) * _ALIGNMENT for s in sizes), initial=0))
+
+        def fill(to: Tensor) -> None:
+            bias, scale, integers = in_bytes([w.kernel() for w in weights], _bias(weights), factors)
+            for at, part in zip(ends, (bias, scale)):
+                to[at : at + 4 * c_out].view(torch.float32).copy_(part)
+            for at, size, part in zip(ends[2:], sizes[2:], integers):
+                torch.ops.hrnet_fast.pack_tiles(part.contiguous(), to[at : at + size])
+
+        # the means are numbers of the calibration, and the same for all shapes
+        key = ("bytes", weights, tuple((f.rounding, id(f.mean)) for f in factors))
+        return self._packed(key, ends[-1], fill, tuple(ends[:-1]))
 
     def numbers(self, values: tuple[float, ...]) -> Packed:
         """Numbers that are no parameters, in float32."""
@@ -141,11 +162,38 @@ class PackedWeights:
         """Of all that is alive."""
         return sum(packed.bytes.numel() for packed in list(self._known.values()))
 
-    def _packed(self, key: tuple, size: int, fill: Callable[[Tensor], None]) -> Packed:
+    def _packed(self, key: tuple, size: int, fill: Callable[[Tensor], None], parts: tuple[int, ...] = (0,)) -> Packed:
         found = self._known.get(key)
         if found is None:
-            found = self._known[key] = Packed(*self._slabs.take(size), size, fill)
+            found = self._known[key] = Packed(*self._slabs.take(size), size, fill, parts)
         return found
+
+
+def in_bytes(kernels: list[Tensor], bias: Tensor, factors: tuple[Factor, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
+    """Convolutions whose results are added up, as sums of products of bytes: scale * sum(integers * bytes) + bias.
+
+    Each output channel has one scale, for all sources: the sum is one. What rounding the weights does to the mean of a
+    channel is taken out of the bias.
+
+    Args:
+        kernels: of each source, [c_out, c_in, k, k] float32.
+        bias: [c_out].
+        factors: what they multiply.
+
+    Returns:
+        The bias and the scale [c_out] in float32, and the integers of each kernel in int8, from -127 to 127.
+    """
+    steps = [k.double() * f.rounding.step for k, f in zip(kernels, factors, strict=True)]
+    peak = torch.stack([s.abs().amax((1, 2, 3)) for s in steps]).amax(0)
+    scale = torch.where(peak > 0, peak / 127, 1.0).float().double()
+    bias, integers = bias.double(), []
+    for step, factor in zip(steps, factors):
+        integer = (step / scale.view(-1, 1, 1, 1)).round().clamp(-127, 127)
+        bias = bias - factor.rounding.zero * scale * integer.sum((1, 2, 3))
+        lost = (integer * scale.view(-1, 1, 1, 1) - step).sum((2, 3))
+        bias = bias - lost @ (factor.mean.double() / factor.rounding.step)
+        integers.append(integer.to(torch.int8))
+    return bias.float(), scale.float(), integers
 
 
 def _joined(tensors: list[Tensor], dim: int) -> Tensor:

@@ -3,8 +3,10 @@
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from hrnet_fast.call import MAX_INPUTS
 from hrnet_fast.network.nodes import Graph, Refused, Value
@@ -19,6 +21,20 @@ TILES = 6  # not of it: products of tiles in bfloat16
 IsPacked = Callable[[tuple[tuple[Weight, ...], ...], int], bool]
 
 
+class Rounding(NamedTuple):
+    """An image in bytes: byte = number / step + zero."""
+
+    step: float
+    zero: int  # 0, or 128 where there are negative numbers
+
+
+class Factor(NamedTuple):
+    """An image whose bytes are multiplied."""
+
+    rounding: Rounding
+    mean: Tensor  # of each channel [c], in float32
+
+
 @dataclass(eq=False)
 class Buffer:
     """Memory of an image [n, c, h, w]: a piece of the arena, or a tensor of its own where ``external``."""
@@ -26,7 +42,9 @@ class Buffer:
     shape: tuple[int, int, int, int]
     external: bool = False
     wide: bool = False  # float32 whatever the dtype of the network
-    planar: bool = True  # dense planes; else as tiles read it
+    planar: bool = True  # dense planes; else as tiles read it, in one or both of these forms:
+    rounded: bool = True  # bfloat16
+    bytes: bool = False  # integers
 
     def dtype(self, network: torch.dtype) -> torch.dtype:
         """Of the image, in a network that computes in another one."""
@@ -60,6 +78,8 @@ class Convolution:
     relu_from: int  # ReLU on output channels from this one on
     algorithm: int = DIRECT
     normalization: Normalization | None = None  # of its sources, in weights, bias and border
+    factors: tuple[Factor, ...] | None = None  # of each source, where it multiplies bytes
+    rounding: Rounding | None = None  # of the output, where it is needed in bytes
 
     def reads(self) -> list[Image]:
         """The images that it reads."""
@@ -77,6 +97,8 @@ class Exchange:
     align_corners: bool
     relu: bool
     projection: Weight | None
+    factors: tuple[Factor, ...] | None = None  # of each input that has a weight, where they are multiplied in bytes
+    rounding: Rounding | None = None
 
     def reads(self) -> list[Image]:
         """The images that it reads."""
@@ -90,6 +112,7 @@ class Reorder:
     output: Image
     source: Buffer
     normalization: Normalization | None = None  # that is done on the way
+    rounding: Rounding | None = None
 
     def reads(self) -> list[Image]:
         """Nothing in planned memory."""
@@ -440,7 +463,7 @@ def add_in_place(steps: list[list[Operation]], results: set[Buffer]) -> None:
             if not isinstance(op, Convolution) or op.residual is None:
                 continue
             old, new = op.residual.buffer, op.output.buffer
-            alike = old.shape == new.shape and old.wide == new.wide
+            alike = (old.shape, old.wide, old.rounded) == (new.shape, new.wide, new.rounded) and old.bytes >= new.bytes
             if last[old] == (k, 1) and alike and not old.external and not {old, new} & results:
                 _move(op.output, old, 0)
                 last[old] = last.pop(new, (k, 1))

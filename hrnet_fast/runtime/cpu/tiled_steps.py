@@ -1,4 +1,6 @@
-"""From steps to what the kernels on matrix tiles do: images in bfloat16, channels innermost, zeros around them."""
+"""From steps to what the kernels on matrix tiles do: images in bfloat16 or bytes, channels innermost, zeros around."""
+
+from collections.abc import Mapping
 
 from hrnet_fast.network.nodes import Graph, Refused, Value
 from hrnet_fast.network.sums import Conv, Step, Up, Weight
@@ -7,12 +9,14 @@ from hrnet_fast.runtime.cpu.steps import (
     Buffer,
     Convolution,
     Exchange,
+    Factor,
     Image,
     Lowered,
     Lowering,
     Operation,
     Reorder,
     Restore,
+    TorchCall,
     add_in_place,
     by_level,
     parts,
@@ -20,26 +24,39 @@ from hrnet_fast.runtime.cpu.steps import (
 from hrnet_fast.runtime.normalization import Normalization
 
 
-def lower(graph: Graph, steps: list[Step], normalization: Normalization | None = None) -> Lowered:
+def lower(
+    graph: Graph,
+    steps: list[Step],
+    normalization: Normalization | None = None,
+    factors: Mapping[Weight, Factor] | None = None,
+) -> Lowered:
     """The operations of a network, in steps.
 
     Args:
         graph: the recorded network.
         steps: what the passes made of it.
         normalization: what the network expects of its image and the caller has not done.
+        factors: what the weights multiply that are to be multiplied in bytes; None: everything is in bfloat16.
 
     Raises:
         Refused: a sum has too many terms, or a convolution another kernel than 1x1 and 3x3.
     """
-    return _TiledLowering(graph, winograd=False, pairs=False, is_packed=None).run(steps, normalization)
+    return _TiledLowering(graph, factors).run(steps, normalization)
 
 
 class _TiledLowering(Lowering):
+    def __init__(self, graph: Graph, factors: Mapping[Weight, Factor] | None):
+        super().__init__(graph, winograd=False, pairs=False, is_packed=None)
+        self._factors = factors
+
     def run(self, steps: list[Step], normalization: Normalization | None) -> Lowered:
         inputs, outputs, results = self._visit(steps)
         left = None if normalization is None or self._normalize(inputs, outputs, normalization) else normalization
         made = [part for level in by_level(self._operations) for part in parts(level)]
-        _widen(self._operations)
+        if self._factors is None:
+            _widen(self._operations)
+        else:
+            _round(self._operations, self._factors, set(inputs))
         add_in_place(made, results)
         return Lowered(inputs, made, outputs, self._results, left, self._graph.dtype)
 
@@ -115,3 +132,39 @@ def _widen(operations: list[Operation]) -> None:
                 image.buffer.wide = True
         elif isinstance(op, Convolution) and op.residual is not None and op.kernel == 3:
             op.residual.buffer.wide = op.output.buffer.wide = True
+
+
+def _round(operations: list[Operation], factors: Mapping[Weight, Factor], inputs: set[Buffer]) -> None:
+    """Says which operations multiply bytes, and in which forms images have to be there.
+
+    What is added stays in bfloat16; the network's own images too: their first convolution costs little, and loses most.
+    """
+    makers = {op.output.buffer: op for op in operations if not isinstance(op, TorchCall)}
+
+    def given(image: Image) -> bool:
+        made = makers.get(image.buffer)
+        return isinstance(made, Reorder) and made.source in inputs
+
+    plain: set[Buffer] = set()  # that somebody reads in bfloat16
+    for op in operations:
+        multiplied: list[tuple[Image, Weight]] = []
+        added: list[Image] = []
+        if isinstance(op, Convolution):
+            multiplied = list(zip(op.sources, op.weights[0], strict=True))
+            added = [] if op.residual is None else [op.residual]
+        elif isinstance(op, Exchange):
+            multiplied = [(image, weight) for image, weight in op.inputs if weight is not None]
+            added = [image for image, weight in op.inputs if weight is None]
+        found = [factors.get(weight) for _, weight in multiplied]
+        if not multiplied or None in found or any(given(image) for image, _ in multiplied):
+            plain.update(image.buffer for image in op.reads())
+            continue
+        plain.update(image.buffer for image in added)
+        for k, (image, _) in enumerate(multiplied):
+            maker = makers[image.buffer]
+            if maker.rounding is None:
+                maker.rounding, image.buffer.bytes = found[k].rounding, True
+            found[k] = found[k]._replace(rounding=maker.rounding)  # all who read an image read the same bytes
+        op.factors = tuple(found)
+    for buffer in makers:
+        buffer.rounded = buffer.planar or buffer in plain or not buffer.bytes
