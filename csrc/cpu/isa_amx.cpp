@@ -23,7 +23,7 @@ void exchange_amx(const Problem& q) {
   ChannelsLast<VecAvx512, BFloat16, AmxProducts<VecAvx512, BFloat16>>::run(q);
 }
 
-const TiledKernels tiled_amx = amx::TiledTasks<amx::AmxTiles, amx::VecAvx512>::kernels;
+const TiledKernels tiled_amx = amx::TiledTasks<amx::TileBlocks<amx::AmxTiles>, amx::VecAvx512>::kernels;
 
 }  // namespace hrnet_fast
 HRNET_FAST_TARGET_END

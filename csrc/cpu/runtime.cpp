@@ -76,7 +76,13 @@ bool has_avx512() {
   return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
          __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
 }
-bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
+bool has_avx_vnni() {
+  unsigned a, b, c, d;
+  constexpr unsigned kAvxVnni = 1u << 4;
+  return has_avx2() && __get_cpuid_count(7, 1, &a, &b, &c, &d) != 0 && (a & kAvxVnni) != 0;
+}
+bool has_avx512_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
+bool has_avx512_bf16() { return has_avx512_vnni() && __builtin_cpu_supports("avx512bf16"); }
 bool has_amx() {
 #if defined(__linux__)
   if (!has_avx512_bf16()) return false;
@@ -100,9 +106,14 @@ const Level levels[] = {
     {"amx", exchange_amx, backward_avx512, convolve_avx512_bf16, costs_avx512, norm_avx512, argmax_avx512, has_amx,
      &tiled_amx},
     {"avx512_bf16", exchange_avx512_bf16, backward_avx512, convolve_avx512_bf16, costs_avx512, norm_avx512,
-     argmax_avx512, has_avx512_bf16},
-    {"avx512", exchange_avx512, backward_avx512, convolve_avx512, costs_avx512, norm_avx512, argmax_avx512, has_avx512},
-    {"avx2", exchange_avx2, backward_avx2, convolve_avx2, costs_avx2, norm_avx2, argmax_avx2, has_avx2},
+     argmax_avx512, has_avx512_bf16, &tiled_avx512_vnni},
+    {"avx512_vnni", exchange_avx512, backward_avx512, convolve_avx512, costs_avx512, norm_avx512, argmax_avx512,
+     has_avx512_vnni, &tiled_avx512_vnni},
+    {"avx512", exchange_avx512, backward_avx512, convolve_avx512, costs_avx512, norm_avx512, argmax_avx512, has_avx512,
+     &tiled_avx2},
+    {"avx_vnni", exchange_avx2, backward_avx2, convolve_avx2, costs_avx2, norm_avx2, argmax_avx2, has_avx_vnni,
+     &tiled_avx_vnni},
+    {"avx2", exchange_avx2, backward_avx2, convolve_avx2, costs_avx2, norm_avx2, argmax_avx2, has_avx2, &tiled_avx2},
 #endif
     {"portable", exchange_portable, backward_portable, nullptr, nullptr, norm_portable, argmax_portable,
      [] { return true; }},
@@ -140,9 +151,17 @@ const char* why_not_convolve() {
 
 bool multiplies_pairs() { return level().convolve == convolve_avx512_bf16; }
 
-bool multiplies_tiles() { return level().tiled != nullptr; }
+bool multiplies_tiles() {
+#if defined(__x86_64__)
+  return &tiled_kernels() == &tiled_amx;
+#else
+  return false;
+#endif
+}
 
-const TiledKernels& tiled_kernels() { return multiplies_tiles() ? *level().tiled : tiled_emulated; }
+bool multiplies_bytes() { return level().tiled != nullptr; }
+
+const TiledKernels& tiled_kernels() { return multiplies_bytes() ? *level().tiled : tiled_emulated; }
 
 void run_convolve(const Convolution* convolutions, int count) {
   if (why_not_convolve() != nullptr) throw std::runtime_error(why_not_convolve());

@@ -17,7 +17,8 @@ void run_convolve(const Convolution* convolutions, int count);  // throws where 
 const ConvolutionCosts& convolution_costs();  // of the kernels that run_convolve takes; throws like it
 bool multiplies_pairs();  // whether there are kernels for the algorithms with pairs
 const char* why_not_convolve();  // why this CPU has no kernels for planned convolutions, or null
-bool multiplies_tiles();  // whether the CPU has instructions for them
+bool multiplies_tiles();  // whether the CPU has registers for them
+bool multiplies_bytes();  // whether it has instructions for what tiles do in bytes
 const TiledKernels& tiled_kernels();  // on its instructions, or on arrays
 void run_norm(const NormProblem& problem, bool forward);
 void run_argmax(const ArgmaxProblem& problem);

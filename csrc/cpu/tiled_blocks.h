@@ -16,52 +16,80 @@ struct TileSource {
   const char* at[MT];
   const char* weight;
   int64_t row, step;  // bytes to the next row of the image, and from an output pixel's taps to those of the next
-  int64_t kernel, chunks;
+  int64_t kernel, bytes;  // rows of taps, and the bytes of each
+  int64_t chunks() const { return ceil_div(bytes, kTileRow); }
 };
 
-// tiles 0 .. MT * NT - 1 += source * weights; between(): work for the vector units after each step of the sum.
-template <class Tiles, class E, int MT, int NT, class Between>
-static inline __attribute__((always_inline)) void multiply_tiles(const TileSource<MT>& source, Between between) {
-  constexpr int R = MT * NT;  // the first register that is free
-  constexpr bool kKeep = MT > 1 && R + NT + 1 <= 8;  // the weights' tiles stay for all pixels
-  constexpr int kA = R + (kKeep ? NT : 0), kSpareA = kKeep ? 8 - kA : 1, kSpareB = 8 - R - kSpareA;
-  const char* w = source.weight;
-  for (int64_t ky = 0; ky < source.kernel; ++ky)
-    for (int64_t k = 0; k < source.chunks; ++k, w += NT * kTileBytes) {
-      const int64_t offset = ky * source.row + k * kTileRow;
-      if constexpr (kKeep) {
-        unroll<NT>([&](auto n) { Tiles::template load<R + n()>(w + n() * kTileBytes, kTileRow); });
-        unroll<MT>([&](auto m) {
-          constexpr int A = kA + m() % kSpareA;
-          Tiles::template load<A>(source.at[m()] + offset, source.step);
-          unroll<NT>([&](auto n) { Tiles::template multiply<E, m() * NT + n(), A, R + n()>(); });
-        });
-      } else {
-        static_assert(MT == 1 || kSpareB == 1);
-        unroll<MT>([&](auto m) {
-          Tiles::template load<kA>(source.at[m()] + offset, source.step);
-          unroll<NT>([&](auto i) {  // to and fro: what was loaded last comes first the next time
-            constexpr int N = m() % 2 == 0 ? i() : NT - 1 - i(), B = R + 1 + N % kSpareB;
-            if constexpr (m() == 0 || i() > 0) Tiles::template load<B>(w + N * kTileBytes, kTileRow);
-            Tiles::template multiply<E, m() * NT + N, kA, B>();
-          });
-        });
-      }
-      between();
-    }
-}
+// Where the sums of a block go: bytes to the next tile of pixels, the next pixel, the next tile of channels. What a
+// tile has more than `next` is written over by the next one.
+struct TileTarget {
+  char* to;
+  int64_t tile, row, next;
+  bool add;  // to what lies there
+};
 
-// [16 * MT pixels][16 * NT channels] to memory whose rows lie `row` bytes apart.
-template <class Tiles, int MT, int NT>
-static inline __attribute__((always_inline)) void store_tiles(char* to, int64_t row) {
-  unroll<MT>([&](auto m) {
-    unroll<NT>([&](auto n) { Tiles::template store<m() * NT + n()>(to + m() * 16 * row + n() * kTileRow, row); });
-  });
-}
-template <class Tiles, int R>
-static inline __attribute__((always_inline)) void zero_tiles() {
-  unroll<R>([](auto c) { Tiles::template zero<c()>(); });
-}
+// Blocks in tile registers: Tiles has eight of them.
+template <class Tiles>
+struct TileBlocks {
+  static void begin() { Tiles::configure(); }
+  static void end() { Tiles::release(); }
+  static void written() { Tiles::written(); }
+
+  // Sums over some sources; between(): work for the vector units after each step.
+  template <class E, int MT, int NT, class Between>
+  static inline __attribute__((always_inline)) void multiply(const TileSource<MT>* sources, int count,
+                                                             const TileTarget& t, Between between) {
+    each<MT, NT>([&](auto m, auto n) {
+      if (t.add)
+        Tiles::template load<m() * NT + n()>(t.to + m() * t.tile + n() * t.next, t.row);
+      else
+        Tiles::template zero<m() * NT + n()>();
+    });
+    for (int s = 0; s < count; ++s) add<E, MT, NT>(sources[s], between);
+    // the last channels first: what they have too many lies where the next pixel's first ones come
+    each<MT, NT>([&](auto m, auto n) {
+      constexpr int N = NT - 1 - n();
+      Tiles::template store<m() * NT + N>(t.to + m() * t.tile + N * t.next, t.row);
+    });
+  }
+
+ private:
+  template <int MT, int NT, class F>
+  static inline __attribute__((always_inline)) void each(F f) {
+    unroll<MT>([&](auto m) { unroll<NT>([&](auto n) { f(m, n); }); });
+  }
+  template <class E, int MT, int NT, class Between>
+  static inline __attribute__((always_inline)) void add(const TileSource<MT>& source, Between between) {
+    constexpr int R = MT * NT;  // the first register that is free
+    constexpr bool kKeep = MT > 1 && R + NT + 1 <= 8;  // the weights' tiles stay for all pixels
+    constexpr int kA = R + (kKeep ? NT : 0), kSpareA = kKeep ? 8 - kA : 1, kSpareB = 8 - R - kSpareA;
+    const char* w = source.weight;
+    const int64_t chunks = source.chunks();
+    for (int64_t ky = 0; ky < source.kernel; ++ky)
+      for (int64_t k = 0; k < chunks; ++k, w += NT * kTileBytes) {
+        const int64_t offset = ky * source.row + k * kTileRow;
+        if constexpr (kKeep) {
+          unroll<NT>([&](auto n) { Tiles::template load<R + n()>(w + n() * kTileBytes, kTileRow); });
+          unroll<MT>([&](auto m) {
+            constexpr int A = kA + m() % kSpareA;
+            Tiles::template load<A>(source.at[m()] + offset, source.step);
+            unroll<NT>([&](auto n) { Tiles::template multiply<E, m() * NT + n(), A, R + n()>(); });
+          });
+        } else {
+          static_assert(MT == 1 || kSpareB == 1);
+          unroll<MT>([&](auto m) {
+            Tiles::template load<kA>(source.at[m()] + offset, source.step);
+            unroll<NT>([&](auto i) {  // to and fro: what was loaded last comes first the next time
+              constexpr int N = m() % 2 == 0 ? i() : NT - 1 - i(), B = R + 1 + N % kSpareB;
+              if constexpr (m() == 0 || i() > 0) Tiles::template load<B>(w + N * kTileBytes, kTileRow);
+              Tiles::template multiply<E, m() * NT + N, kA, B>();
+            });
+          });
+        }
+        between();
+      }
+  }
+};
 
 // A number that is the sum of two.
 template <class V>

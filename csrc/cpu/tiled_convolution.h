@@ -5,7 +5,7 @@
 // at a time between the products of the next block: tiles and vectors have units of their own.
 
 // E: of the sources and weights, BFloat16 or uint8_t.
-template <class Tiles, class V, class E>
+template <class Blocks, class V, class E>
 class TiledTask {
   static constexpr bool kBytes = sizeof(E) == 1;
   enum Forms { kHigh = 1, kLow = 2, kBytesToo = 4 };  // of the output: their sum
@@ -18,7 +18,7 @@ class TiledTask {
   struct Origin {  // a source, for all blocks
     const char *image, *weight;
     int64_t pixel, tile;  // bytes of a pixel, and of the weights of a tile of output channels
-    int64_t row, step, chunks;
+    int64_t row, step, bytes;  // as TileSource has them
   };
   struct Pending {  // a block on its way out: the strip that comes next, and what is left of it
     void (TiledTask::*finish)(Pending& p, int units);
@@ -70,7 +70,7 @@ class TiledTask {
                     each * kTileBytes,
                     q.in.pitch() * pixel,
                     q.stride * pixel,
-                    each / q.kernel};
+                    q.kernel * pixel};
       steps_ += static_cast<int>(each);
     }
     strip_ = static_cast<Strip*>(scratch(1, strips_ * sizeof(Strip)));
@@ -126,41 +126,28 @@ class TiledTask {
   template <int MT, int NT>
   int64_t block(int64_t tile, int64_t first) {
     const Strip* strips = strip_ + first;
-    zero_tiles<Tiles, MT * NT>();
     int wait = steps_ > 4 ? 3 : 0;  // what tiles have stored cannot be loaded at once
     const int even = (pending_.units + steps_ - wait - 1) / (steps_ - wait), share = even < kShare ? kShare : even;
+    TileSource<MT> sources[kMaxSources];
     for (int s = 0; s < q_.sources; ++s) {
       const Origin& o = origin_[s];
-      TileSource<MT> source = {{}, o.weight + tile * o.tile, o.row, o.step, q_.kernel, o.chunks};
-      for (int m = 0; m < MT; ++m) source.at[m] = o.image + strips[m].from * o.pixel;
-      multiply_tiles<Tiles, E, MT, NT>(source, [&] {
-        if (--wait < 0) finish(share);
-      });
+      sources[s] = {{}, o.weight + tile * o.tile, o.row, o.step, q_.kernel, o.bytes};
+      for (int m = 0; m < MT; ++m) sources[s].at[m] = o.image + strips[m].from * o.pixel;
     }
-    finish(kAll);
     float* to = buffer_[side_];
     side_ ^= 1;
-    if (flat_)
-      store_flat<MT, NT>(to);
-    else
-      store_tiles<Tiles, MT, NT>(reinterpret_cast<char*>(to), NT * kTileRow);
+    const int64_t channels = flat_ ? q_.c_out : NT * 16;  // of a pixel in the buffer
+    const TileTarget target = {reinterpret_cast<char*>(to), 64 * channels, 4 * channels, kTileRow, false};
+    Blocks::template multiply<E, MT, NT>(sources, q_.sources, target, [&] {
+      if (--wait < 0) finish(share);
+    });
+    finish(kAll);
     pending_.sums = to, pending_.strip = strips, pending_.last = strips + MT;
     pending_.channel = tile * 16;
     pending_.units = flat_ ? MT * static_cast<int>(q_.c_out) : MT * 16;
     pending_.finish = finisher<NT>();
     begin_strip();
     return MT;
-  }
-  // Tiles of the last channels first: what they have too many lies where the next pixel's first ones come.
-  template <int MT, int NT>
-  void store_flat(float* to) const {
-    const int64_t row = q_.c_out * 4;
-    unroll<MT>([&](auto m) {
-      unroll<NT>([&](auto n) {
-        constexpr int N = NT - 1 - n();
-        Tiles::template store<m() * NT + N>(to + m() * 16 * q_.c_out + N * 16, row);
-      });
-    });
   }
 
   inline __attribute__((always_inline)) void finish(int units) {

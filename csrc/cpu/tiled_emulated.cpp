@@ -17,6 +17,6 @@ namespace emulated {
 }  // namespace emulated
 
 const TiledKernels tiled_emulated =
-    emulated::TiledTasks<emulated::EmulatedTiles, emulated::VecGeneric<float, 16, true>>::kernels;
+    emulated::TiledTasks<emulated::TileBlocks<emulated::EmulatedTiles>, emulated::VecGeneric<float, 16, true>>::kernels;
 
 }  // namespace hrnet_fast

@@ -5,7 +5,7 @@
 // A row is computed some channels at a time, so that all of it stays in the first cache: the rows of the smaller inputs
 // interpolated downwards, then sixteen pixels at a time their products, the sum, and its share of the projection.
 
-template <class Tiles, class V>
+template <class Blocks, class V>
 class TiledExchangeTask {
   // Channels at a time: those of two groups, at most five tiles; and the room that the projection's steps read.
   static constexpr int64_t kBlock = 80, kRounded = 96;
@@ -120,13 +120,10 @@ class TiledExchangeTask {
   template <class E, int NT>
   void multiply(const E* at, int64_t pixel, const char* weight, int64_t tile, int64_t all, int64_t first, int64_t steps,
                 bool add, float* to, int64_t row) const {
-    zero_tiles<Tiles, NT>();
-    if (add) unroll<NT>([&](auto n) { Tiles::template load<n()>(to + n() * 16, row); });
     const char* from = weight + (tile * all + NT * first) * kTileBytes;
-    const TileSource<1> source = {{reinterpret_cast<const char*>(at)},     from, 0,
-                                  pixel * static_cast<int64_t>(sizeof(E)), 1,    steps};
-    multiply_tiles<Tiles, E, 1, NT>(source, [] {});
-    store_tiles<Tiles, 1, NT>(reinterpret_cast<char*>(to), row);
+    const int64_t size = static_cast<int64_t>(sizeof(E));
+    const TileSource<1> source = {{reinterpret_cast<const char*>(at)}, from, 0, pixel * size, 1, steps * kTileRow};
+    Blocks::template multiply<E, 1, NT>(&source, 1, {reinterpret_cast<char*>(to), 0, row, kTileRow, add}, [] {});
   }
   template <class E, class... Arguments>
   void multiply_group(int width, const E* at, Arguments... arguments) const {
@@ -161,7 +158,7 @@ class TiledExchangeTask {
   // What pixels of strip s add to their projection by `steps` times 32 channels from c on.
   void project(int64_t s, int64_t c, int64_t steps) const {
     const TileGroups groups(q_.output.channels);
-    Tiles::written();
+    Blocks::written();
     for (int64_t g = 0; g < groups.count(); ++g)
       multiply_group(groups.width(g), static_cast<const BFloat16*>(rounded_[s % 2]), kRounded, q_.projection,
                      groups.first(g), tile_steps(q_.channels, 1, 2), c / kTileDepth<BFloat16>, steps, c > 0,

@@ -3,17 +3,17 @@
 #include "tiled_convolution.h"
 #include "tiled_exchange.h"
 
-template <class Tiles, class V>
+template <class Blocks, class V>
 struct TiledTasks {
   static void convolve(const TiledConvolution& q, int64_t image, int64_t y0, int64_t y1, int64_t first, int64_t last) {
     if (q.scale != nullptr)
-      TiledTask<Tiles, V, uint8_t>(q, image, y0, y1).run(first, last);
+      TiledTask<Blocks, V, uint8_t>(q, image, y0, y1).run(first, last);
     else
-      TiledTask<Tiles, V, BFloat16>(q, image, y0, y1).run(first, last);
+      TiledTask<Blocks, V, BFloat16>(q, image, y0, y1).run(first, last);
   }
   static void exchange(const TiledExchange& q, int64_t image, int64_t y0, int64_t y1) {
-    TiledExchangeTask<Tiles, V>(q, image).run(y0, y1);
+    TiledExchangeTask<Blocks, V>(q, image).run(y0, y1);
   }
-  static constexpr TiledKernels kernels = {Tiles::configure, Tiles::release,  convolve,
-                                           exchange,         reorder_rows<V>, restore_rows};
+  static constexpr TiledKernels kernels = {Blocks::begin, Blocks::end,     convolve,
+                                           exchange,      reorder_rows<V>, restore_rows};
 };

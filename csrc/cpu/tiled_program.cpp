@@ -176,6 +176,7 @@ void pack_tiles_op(Tensor weight, Tensor packed) {
     pack_tiles(static_cast<const float*>(weight.const_data_ptr()), c_out, c_in, kernel, to);
 }
 bool has_tiles() { return multiplies_tiles(); }
+bool has_bytes() { return multiplies_bytes(); }
 
 }  // namespace
 
@@ -201,6 +202,7 @@ STABLE_TORCH_LIBRARY_FRAGMENT(hrnet_fast, m) {
   m.def("pack_tiles(Tensor weight, Tensor(a!) packed) -> ()");
   m.def("packed_tiles_size(int c_out, int c_in, int kernel, bool bytes) -> int");
   m.def("has_tiles() -> bool");
+  m.def("has_bytes() -> bool");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) { m.impl("pack_tiles", TORCH_BOX(hrnet_fast::pack_tiles_op)); }
@@ -208,4 +210,5 @@ STABLE_TORCH_LIBRARY_IMPL(hrnet_fast, CPU, m) { m.impl("pack_tiles", TORCH_BOX(h
 STABLE_TORCH_LIBRARY_IMPL(hrnet_fast, CompositeExplicitAutograd, m) {
   m.impl("packed_tiles_size", TORCH_BOX(hrnet_fast::packed_tiles_size));
   m.impl("has_tiles", TORCH_BOX(hrnet_fast::has_tiles));
+  m.impl("has_bytes", TORCH_BOX(hrnet_fast::has_bytes));
 }

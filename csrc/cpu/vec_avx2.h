@@ -73,5 +73,30 @@ struct VecAvx2 {
   static VecAvx2 where_positive(VecAvx2 y, VecAvx2 g) {  // y <= 0 ? 0 : g, which lets g pass where y is NaN
     return {_mm256_and_ps(_mm256_cmp_ps(y.v, _mm256_setzero_ps(), _CMP_NLE_UQ), g.v)};
   }
+  VecAvx2 at_least(VecAvx2 floor) const { return {_mm256_max_ps(floor.v, v)}; }  // keeps NaN
+  // The numbers rounded, and what the rounding took away (nothing of infinity and NaN).
+  void store_sum(BFloat16* high, BFloat16* low, int n) const {
+    const __m128i rounded = narrow(BFloat16{});
+    const __m256 rest = _mm256_sub_ps(v, widen_bf16(rounded).v);
+    const VecAvx2 kept = {_mm256_and_ps(_mm256_cmp_ps(rest, rest, _CMP_ORD_Q), rest)};
+    std::memcpy(high, &rounded, 2 * n);
+    kept.store(low, n);
+  }
+  // Integers in the place of floats.
+  static VecAvx2 load_integers(const float* p) {
+    return {_mm256_cvtepi32_ps(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)))};
+  }
+  // Rounded to integers from 0 to 255, ties to even; NaN becomes 0.
+  void store_bytes(uint8_t* p, int n) const {
+    const __m256 bounded = _mm256_min_ps(_mm256_max_ps(v, _mm256_setzero_ps()), _mm256_set1_ps(255));
+    const __m256i words = _mm256_packs_epi32(_mm256_cvtps_epi32(bounded), _mm256_setzero_si256());
+    const __m256i bytes =
+        _mm256_permutevar8x32_epi32(_mm256_packus_epi16(words, words), _mm256_setr_epi32(0, 4, 0, 0, 0, 0, 0, 0));
+    const __m128i low = _mm256_castsi256_si128(bytes);
+    if (n == L)
+      _mm_storel_epi64(reinterpret_cast<__m128i*>(p), low);
+    else
+      std::memcpy(p, &low, n);
+  }
   VecAvx2 relu() const { return {_mm256_max_ps(_mm256_setzero_ps(), v)}; }  // second operand: keeps NaN
 };

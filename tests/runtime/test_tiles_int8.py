@@ -20,7 +20,7 @@ from hrnet_fast.runtime.cpu.tiled_program import TiledProgram
 from hrnet_fast.tolerances import relative_error
 
 pytestmark = pytest.mark.skipif(hf.library.extension_error is not None, reason="the compiled part is not there")
-HAS_AMX = hf.library.extension_error is None and torch.ops.hrnet_fast.has_tiles()
+LEVELS = [] if hf.library.extension_error else torch.ops.hrnet_fast.cpu_capabilities().split()
 
 
 def weights_of(steps) -> list:
@@ -211,15 +211,16 @@ def test_every_operation_is_what_it_says(seed):
     assert relative_error(y, expected) < 4e-3, f"seed {seed}"
 
 
-@pytest.mark.skipif(not HAS_AMX, reason="the CPU has no AMX")
-@pytest.mark.parametrize("seed", range(40))
-def test_instructions_and_arrays_agree_bit_by_bit(seed, monkeypatch):
+@pytest.mark.parametrize("seed", range(60))
+def test_all_instruction_sets_agree_bit_by_bit(seed, monkeypatch):
+    """Portable: plain loops on arrays; it is always there."""
     lowered, images = random_case(1000 + seed)
     run, _ = run_of(lowered)
-    (expected,) = run(*images)
-    monkeypatch.setenv("HRNET_FAST_CPU_CAPABILITY", "avx2")
-    assert not torch.ops.hrnet_fast.has_tiles()
-    assert torch.equal(run(*images)[0], expected), f"seed {seed}"
+    results = {}
+    for level in LEVELS:
+        monkeypatch.setenv("HRNET_FAST_CPU_CAPABILITY", level)
+        (results[level],) = run(*images)
+    assert all(torch.equal(y, results["portable"]) for y in results.values()), f"seed {seed}"
 
 
 def test_bytes_are_rounded_to_the_nearest_and_stay_in_their_range():
