@@ -113,8 +113,14 @@ class TorchPlan:
         # of each level the functions that run its steps, and the values that nobody reads afterwards
         self._levels = [([self._prepared(s) for s in level], dead) for level, dead in levels]
 
-    def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
-        """The graph's ``outputs()`` for the network's inputs, in new memory."""
+    def __call__(self, inputs: list[Tensor], observe: Callable[[Value, Tensor], None] | None = None) -> list[Tensor]:
+        """The graph's ``outputs()`` for the network's inputs, in new memory.
+
+        Args:
+            inputs: of the network.
+            observe: is called with each value, its tensor in the compute dtype: first the inputs (normalized), then what
+                the steps make, before anything reads it. It must not change them.
+        """
         owner = self._owner
         if owner.normalization is not None:
             inputs = [owner.normalization(inputs[0])]
@@ -122,13 +128,19 @@ class TorchPlan:
         for value, given in zip(self._graph.inputs, inputs, strict=True):
             made = given.to(owner.dtype) if given.is_floating_point() else given
             env[value] = made.contiguous(memory_format=owner.memory_format) if made.dim() == 4 else made
+        if observe is not None:
+            for value, made in env.items():
+                observe(value, made)
         for functions, dead in self._levels:
             if owner.branches is None or len(functions) == 1:
-                for function in functions:
-                    env.update(function(env))
+                outcomes = (f(env) for f in functions)
             else:
-                for made in owner.branches.run([functools.partial(f, env) for f in functions]):
-                    env.update(made)
+                outcomes = owner.branches.run([functools.partial(f, env) for f in functions])
+            for made in outcomes:
+                env.update(made)
+                if observe is not None:
+                    for value, tensor in made.items():
+                        observe(value, tensor)
             for value in dead:
                 del env[value]
         theirs = {t.untyped_storage().data_ptr() for t in (*inputs, *(env[v] for v in self._graph.inputs if v in env))}

@@ -18,6 +18,7 @@ from hrnet_fast.network.trees import flatten
 from hrnet_fast.network.untouched import restored
 from hrnet_fast.runtime import trial
 from hrnet_fast.runtime.arguments import Arguments
+from hrnet_fast.runtime.calibration import Recording
 from hrnet_fast.runtime.cpu import planned
 from hrnet_fast.runtime.cuda_graphs import GraphedModule
 from hrnet_fast.runtime.cuda_streams import Branches
@@ -69,20 +70,28 @@ class Ways:
         self._cast: list[nn.Module] = []  # the model in another dtype, once it is needed
         self._operators: tuple | None = None  # of a graph that was right beside the model, and what ran it
 
+    def record(self, call: Arguments, calls: int = 1) -> Recording:
+        """The network for arguments of these shapes, their floating tensors in the model's dtype.
+
+        Raises:
+            Refused: it cannot be recorded.
+        """
+
+        def blank(t: Tensor) -> Tensor:
+            dtype = self._model_dtype if t.is_floating_point() else t.dtype
+            return torch.empty(t.shape, dtype=dtype, device=t.device)
+
+        graph = record(self._model, *call.like(blank), constants=self._constants, calls=calls)
+        return Recording(graph, steps_of(graph), self._settings["normalization"])
+
     def prepare(self, call: Arguments, is_example: bool = False) -> Prepared:
         """The first way that can run arguments of these shapes and is right.
 
         Raises:
             TypeError, ValueError: the model does not take the example.
         """
-        like = self._model_dtype
-
-        def blank(t: Tensor) -> Tensor:
-            return torch.empty(t.shape, dtype=like if t.is_floating_point() else t.dtype, device=t.device)
-
         try:
-            graph = record(self._model, *call.like(blank), constants=self._constants, calls=2 if is_example else 1)
-            steps = steps_of(graph)
+            graph, steps, _ = self.record(call, calls=2 if is_example else 1)
         except Refused as error:
             if error.raised and is_example:
                 self._try_the_model(call)
