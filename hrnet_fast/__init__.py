@@ -22,6 +22,7 @@ _LAZY = {
     "list_models": "hrnet_fast.models",
     "load_checkpoint": "hrnet_fast.models",
     "optimize": "hrnet_fast.runtime",
+    "Calibration": "hrnet_fast.runtime",
 }
 
 __all__ = ["__version__", "exchange", *_LAZY]

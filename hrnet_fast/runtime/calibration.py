@@ -9,8 +9,8 @@ import hashlib
 import json
 import logging
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from os import PathLike, fspath
 from typing import Any, NamedTuple
 
@@ -18,16 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from hrnet_fast.files import whole_file
-from hrnet_fast.network.nodes import Constant, Graph, Refused, Value
-from hrnet_fast.network.sums import Conv, Step, Sum, Weight
+from hrnet_fast.network.nodes import Constant
+from hrnet_fast.network.sums import Conv, Step, Sum, Up, Weight
 from hrnet_fast.runtime.arguments import Arguments
-from hrnet_fast.runtime.normalization import Normalization
 from hrnet_fast.runtime.statistics import Statistics, check_ranges
-from hrnet_fast.runtime.torch_steps import TorchPlan, TorchSteps
+from hrnet_fast.runtime.watch import Recording, watch
 
 _LOG = logging.getLogger("hrnet_fast")
 _FEW = 4  # images
-_PLANS = 8  # shapes that are kept prepared
 _SUFFIX, _KEY, _VERSION = ".safetensors", "hrnet_fast_calibration", 1
 
 
@@ -164,14 +162,6 @@ def names(model: nn.Module, steps: list[Step]) -> dict[Weight, str]:
     return made
 
 
-class Recording(NamedTuple):
-    """A network as it was recorded for inputs of some shapes."""
-
-    graph: Graph
-    steps: list[Step]
-    normalization: Normalization | None  # of what it is called with
-
-
 def calibrate(
     model: nn.Module,
     record_steps: Callable[[Arguments], Recording],
@@ -199,18 +189,19 @@ def calibrate(
             model takes; all are constant; ``ranges`` is unknown.
     """
     check_ranges(ranges)
-    device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    observer = _Observer(model, record_steps, device)
-    count, constant = 0, []
-    with torch.no_grad(), torch.autocast(device.type, enabled=False):
-        for args in _calls(images):
-            call = Arguments.of(*_moved(args, kwargs or {}, device))
-            pictures = [t for t in call.tensors() if t.is_floating_point() and t.dim() == 4]
-            size = max((len(t) for t in pictures), default=1)
-            which = f"image {count}" if size < 2 else f"images {count} to {count + size - 1}"
-            constant += [count + k for k in _checked(call, pictures, which)]
-            observer.look(call, which)
-            count += size
+    name_of: dict[Weight, str] = {}
+    found: dict[str, Statistics] = {}
+
+    def see(terms: list[Conv | Up], image: Tensor, which: str) -> None:
+        readers = list(dict.fromkeys(name_of[term.weight] for term in terms))
+        try:
+            one = Statistics.of(image)
+        except ValueError as error:
+            raise ValueError(f"calibration: {error} in front of {readers[0]!r}, for {which}") from None
+        for name in readers:
+            found[name] = found[name] + one if name in found else one
+
+    count, constant = watch(model, record_steps, images, kwargs or {}, see, lambda s: name_of.update(names(model, s)))
     if not count:
         raise ValueError("calibration: there are no images at all")
     if len(constant) == count:
@@ -221,115 +212,8 @@ def calibrate(
     if count < _FEW:
         _LOG.warning("calibration: %d image%s found; more are better, 16 to 64 of those that will come",
                      count, " was" if count == 1 else "s were")  # fmt: skip
-    return Calibration(observer.activations(ranges), count)
-
-
-def _calls(images: Tensor | Iterable) -> Iterator[tuple]:
-    """The positional arguments of one call after the other."""
-    if isinstance(images, Tensor):
-        images = images.split(1) if images.dim() == 4 and len(images) else [images] * (images.numel() > 0)
-    elif isinstance(images, (str, bytes, Mapping)) or not isinstance(images, Iterable):
-        raise TypeError(f"calibration: expected a tensor or an iterable of images, got {type(images).__name__}")
-    for args in images:
-        args = args if type(args) is tuple else (args,)
-        yield (args[0][None],) if len(args) == 1 and isinstance(args[0], Tensor) and args[0].dim() == 3 else args
-
-
-def _moved(args: tuple, kwargs: dict, device: torch.device) -> tuple[tuple, dict]:
-    """The arguments on the model's device, floating ones in float32."""
-    call = Arguments.of(args, kwargs)
-    return call.like(lambda t: t.detach().to(device, torch.float32 if t.is_floating_point() else t.dtype))
-
-
-def _checked(call: Arguments, pictures: list[Tensor], which: str) -> list[int]:
-    """Those of a batch that are constant."""
-    for tensor in call.tensors():
-        if tensor.numel() == 0:
-            raise ValueError(f"calibration: an empty tensor in {which}: {list(tensor.shape)}")
-        if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise ValueError(f"calibration: NaN or Inf in {which}")
-    constant = None
-    for picture in pictures:
-        least, largest = picture.flatten(1).aminmax(dim=1)
-        found = set((least == largest).nonzero().flatten().tolist())
-        constant = found if constant is None else constant & found
-    return sorted(constant or ())
-
-
-class _Observer:
-    """Runs images and keeps the statistics of what each convolution multiplies."""
-
-    def __init__(self, model: nn.Module, record_steps: Callable[[Arguments], Recording], device: torch.device):
-        self._model, self._record, self._device = model, record_steps, device
-        self._steps: TorchSteps | None = None
-        self._plans: dict[tuple, tuple[TorchPlan, dict[Value, list[str]]]] = {}
-        self._found: dict[str, Statistics] = {}
-
-    def look(self, call: Arguments, which: str) -> None:
-        """At what becomes of an image; ``which`` it is, for messages."""
-        if call.key not in self._plans:
-            self._plans[call.key] = self._prepared(call, which)
-            if len(self._plans) > _PLANS:
-                del self._plans[next(iter(self._plans))]
-        plan, readers = self._plans[call.key]
-
-        def observe(value: Value, image: Tensor) -> None:
-            convolutions = readers.get(value)
-            if convolutions is None:
-                return
-            try:
-                one = Statistics.of(image)
-            except ValueError as error:
-                raise ValueError(f"calibration: {error} in front of {convolutions[0]!r}, for {which}") from None
-            for name in convolutions:
-                self._found[name] = self._found[name] + one if name in self._found else one
-
-        try:
-            plan(call.tensors(), observe)
-        except RuntimeError as error:  # of an operator: what was recorded had no elements, and fewer checks
-            raise _not_taken(call, which, error) from error
-
-    def _prepared(self, call: Arguments, which: str) -> tuple[TorchPlan, dict[Value, list[str]]]:
-        try:
-            recording = self._record(call)
-        except (Refused, TypeError, ValueError) as error:
-            raise _not_taken(call, which, error) from error
-        if recording.normalization is not None and not call.tensors()[0].is_floating_point():
-            raise _not_taken(call, which, "mean and std are for images of a floating dtype")
-        if self._steps is None:  # one for all shapes, which share its weights
-            self._steps = TorchSteps(torch.float32, self._device, torch.channels_last, None, recording.normalization)
-        name_of = names(self._model, recording.steps)
-        steps = _without_projections(recording.steps)
-        readers: dict[Value, list[str]] = {}
-        for term in (t for s in steps if isinstance(s, Sum) for t in (*s.convs, *s.ups) if t.weight is not None):
-            known = readers.setdefault(term.value, [])
-            if name_of[term.weight] not in known:
-                known.append(name_of[term.weight])
-        return self._steps.prepare(recording.graph, steps), readers
-
-    def activations(self, ranges: str) -> dict[str, Activation]:
-        """Of all images."""
-        made = {}
-        for name, of in self._found.items():
-            high = of.high(ranges)
-            made[name] = Activation(-high if of.is_signed else 0.0, high, of.mean().cpu())
-        return made
-
-
-def _not_taken(call: Arguments, which: str, why: Exception | str) -> ValueError:
-    kinds = ", ".join(f"{list(t.shape)} of {t.dtype}" for t in call.tensors())
-    kinds = kinds or ", ".join(type(x).__name__ for x in call.leaves)
-    return ValueError(f"calibration: the model does not take {which}, {kinds}: {why}")
-
-
-def _without_projections(steps: list[Step]) -> list[Step]:
-    """The same with every projection as a step of its own: what it multiplies is then a value like others."""
-    made: list[Step] = []
-    for step in steps:
-        if isinstance(step, Sum) and step.projection is not None:
-            n, _, h, w = step.output.shape
-            between = Value((n, step.projection.shape[1], h, w), step.output.dtype)
-            made.append(replace(step, output=between, projection=None))
-            step = Sum(step.output, convs=[Conv(between, step.projection, 1)])
-        made.append(step)
-    return made
+    activations = {}
+    for name, of in found.items():
+        high = of.high(ranges)
+        activations[name] = Activation(-high if of.is_signed else 0.0, high, of.mean().cpu())
+    return Calibration(activations, count)

@@ -2,11 +2,13 @@
 
 import collections
 import copy
+import difflib
+import fnmatch
 import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -14,9 +16,13 @@ from torch import Tensor, nn
 
 from hrnet_fast.autograd import transformed
 from hrnet_fast.runtime.arguments import Arguments, Expected
+from hrnet_fast.runtime.calibration import Calibration, calibrate
 from hrnet_fast.runtime.changes import Fingerprint
 from hrnet_fast.runtime.cpu.profile import Profile
 from hrnet_fast.runtime.normalization import Normalization
+from hrnet_fast.runtime.sensitivity import Sensitivity, sensitivity
+from hrnet_fast.runtime.statistics import check_ranges
+from hrnet_fast.runtime.watch import Recording
 from hrnet_fast.runtime.ways import LAYOUTS, Prepared, Ways, parameter_dtype
 
 __all__ = ["Memory", "OptimizedModel", "Preparation", "optimize"]
@@ -37,6 +43,9 @@ def optimize(
     max_shapes: int = 8,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    calibration: Calibration | Tensor | Iterable | None = None,
+    ranges: str = "mse",
+    keep: str | Sequence[str] = (),
 ) -> "OptimizedModel":
     """A network for inference only: the same outputs, as fast as this machine allows. ``model`` is left as it is.
 
@@ -58,7 +67,9 @@ def optimize(
             hold tensors. Other shapes work too: each is prepared when it first comes (``preparations``).
         kwargs: keyword arguments that calls will have.
         dtype: that the network computes in and returns: float32, bfloat16, float16 or float64; None: that of the
-            parameters.
+            parameters. int8, on CPUs: convolutions multiply 8-bit integers, sums stay wider, and the results are float32;
+            it needs a ``calibration``. Where that is not faster, or loses too much, a wider dtype runs and ``reason``
+            says so.
         memory_format: that the network computes in; "auto": the fastest. torch.channels_last keeps to torch's operators,
             torch.contiguous_format to planned programs where they can run.
         cuda_graph: on GPUs, whether a CUDA graph is recorded for each shape; "auto": yes.
@@ -72,14 +83,25 @@ def optimize(
             and the network gets (image - mean) / std. In planned programs that is free: ``std`` goes into the weights of
             the first convolution, ``mean`` into its bias and into the border around the image. ``example`` is such an
             image. None: 0 and 1.
+        calibration: for int8: some images as they will come, 16 to 64 of them: a tensor [N, C, H, W], or an iterable of
+            what the model takes (``[C, H, W]`` gets a batch dimension). Or a ``Calibration``, such as another optimized
+            model's ``calibration``, or one from a file (``Calibration.load``).
+        ranges: for int8: from where on numbers between the layers are cut off. "mse": where the squared error is least,
+            "max": nowhere, "99.99%": this share of the numbers is kept. A ``Calibration`` has its own.
+        keep: for int8: names of convolutions that stay wider, as patterns of a shell: "stage4.*". Their own names are
+            those of their parameters; ``sensitivity`` lists them. The first convolution of an image, and the classifier
+            behind a head, always stay wider.
 
     Returns:
         A module that takes what ``model`` takes and returns what it returns, with outputs that belong to the caller.
 
     Raises:
-        TypeError: model is no nn.Module, an unknown dtype, or an example of a type that the model does not take.
+        TypeError: model is no nn.Module, an unknown dtype, or an example of a type that the model does not take;
+            ``calibration`` is nothing that gives images.
         ValueError: the model is in training mode, compiled or scripted, on another device than the example, holds NaN or
-            Inf, or does not take the example; another argument is unknown.
+            Inf, or does not take the example; another argument is unknown; int8 without a calibration, or the other way
+            round, or not on the CPU; a calibration without images, with NaN, with constant images alone, with images
+            that the model does not take, or of another network; ``keep`` names no convolution.
     """
     args, kwargs = (example if type(example) is tuple else (example,)), dict(kwargs or {})
     _check_model(model)
@@ -92,11 +114,18 @@ def optimize(
     if max_shapes < 1:
         raise ValueError(f"max_shapes: expected at least 1, got {max_shapes}")
     dtype = parameter_dtype(model) if dtype is None else dtype
-    if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
-        raise TypeError(f"dtype: expected float32, bfloat16, float16 or float64, got {dtype}")
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int8):
+        raise TypeError(f"dtype: expected float32, bfloat16, float16, float64 or int8, got {dtype}")
+    integers = dtype == torch.int8
+    if integers != (calibration is not None):
+        raise ValueError("calibration: int8 needs some images, or a Calibration" if integers else
+                         f"calibration: it is for int8, and the dtype is {dtype}")  # fmt: skip
+    check_ranges(ranges)
     normalization = _normalization(mean, std, args, kwargs)
-    settings = {"dtype": dtype, "memory_format": memory_format, "cuda_graph": cuda_graph, "streams": streams,
-                "winograd": winograd, "max_shapes": max_shapes, "normalization": normalization}  # fmt: skip
+    settings = {"dtype": torch.float32 if integers else dtype, "memory_format": memory_format, "cuda_graph": cuda_graph,
+                "streams": streams, "winograd": winograd, "max_shapes": max_shapes, "normalization": normalization,
+                "calibration": calibration, "ranges": ranges,
+                "keep": (keep,) if isinstance(keep, str) else tuple(keep)}  # fmt: skip
     return OptimizedModel(model, args, kwargs, settings)
 
 
@@ -128,6 +157,7 @@ class OptimizedModel(nn.Module):
         engine: "planned", "torch" or "model": what runs inputs like the example (``optimize`` explains them).
         reason: why it is not "planned"; None where it is.
         preparations: what it took to be ready for each shape (``Preparation``).
+        calibration: in int8, what the convolutions multiply (``Calibration``), which can be saved; else None.
     """
 
     def __init__(self, model: nn.Module, args: tuple, kwargs: dict, settings: dict[str, Any]):
@@ -146,9 +176,38 @@ class OptimizedModel(nn.Module):
         self.preparations: list[Preparation] = []
         self._fingerprint = Fingerprint.of(model)
         self._shapes: collections.OrderedDict[tuple, Prepared] = collections.OrderedDict()
+        if settings["calibration"] is not None:
+            self._settings = {**settings, "calibration": self._calibrated(first)}
+        self.calibration: Calibration | None = self._settings["calibration"]
         self._begin()
         self._prepare(first, is_example=True)
         self.engine, self.reason = self.preparations[0].engine, self.preparations[0].reason
+
+    def _calibrated(self, example: Arguments) -> Calibration:
+        """The calibration that was given, or that of the images."""
+        model, settings = self._kept[0], self._settings
+        if self._device.type != "cpu":
+            raise ValueError(f"dtype: int8 is for CPUs, and the model is on {self._device}")
+        found = settings["calibration"]
+        if not isinstance(found, Calibration):
+            _, kwargs = example.build(example.leaves)
+            with torch.inference_mode(False):
+                found = calibrate(model, self._recorder(), found, ranges=settings["ranges"], kwargs=kwargs)
+        return self._checked(found)
+
+    def _checked(self, found: Calibration) -> Calibration:
+        for pattern in self._settings["keep"]:
+            if not fnmatch.filter(found.activations, pattern):
+                near = difflib.get_close_matches(pattern, found.activations, 1) or list(found.activations)[:1]
+                raise ValueError(
+                    f"keep: no convolution is called {pattern!r}; one is {near[0] if near else 'not there'!r}"
+                )
+        return found
+
+    def _recorder(self) -> Callable[[Arguments], Recording]:
+        """Records the model for arguments like the example."""
+        ways = Ways(self._kept[0], self._device, {**self._settings, "calibration": None})
+        return lambda call: ways.record(self._expected.check(*call.build(call.leaves)))
 
     def _begin(self) -> None:
         """Nothing is prepared."""
@@ -193,8 +252,11 @@ class OptimizedModel(nn.Module):
         Raises:
             ValueError: a weight is NaN or Inf, or modules were changed and the model is in training mode; the old
                 weights stay in use.
+            RuntimeError: in int8, whose calibration belongs to the old weights: call ``optimize`` again.
         """
         model = self._kept[0]
+        if self.calibration is not None:
+            raise RuntimeError("refresh: the calibration belongs to the old weights: call optimize again, with images")
         _check_finite(model)
         now = Fingerprint.of(model)
         with self._lock:
@@ -240,6 +302,22 @@ class OptimizedModel(nn.Module):
                 )
             return prepared.run.profile([t.detach() for t in call.tensors()], repeat)
 
+    def sensitivity(self, images: Tensor | Iterable, **kwargs: Any) -> Sensitivity:
+        """In int8, what each convolution loses: ``print(fast.sensitivity(images))`` shows a table, the worst first.
+
+        Args:
+            images: as ``optimize`` takes them for a calibration; one or two are enough.
+            kwargs: keyword arguments of every call.
+
+        Raises:
+            TypeError, ValueError: as for a calibration.
+            RuntimeError: not in int8.
+        """
+        if self.calibration is None:
+            raise RuntimeError("sensitivity: only int8 has it")
+        with self._lock, torch.inference_mode(False):
+            return sensitivity(self._kept[0], self._recorder(), images, self.calibration, kwargs)
+
     def train(self, mode: bool = True) -> "OptimizedModel":
         """Only evaluation: train the original model, then ``refresh()``.
 
@@ -252,7 +330,8 @@ class OptimizedModel(nn.Module):
 
     def extra_repr(self) -> str:
         """The engine, and why it is that one."""
-        about = f"engine={self.engine!r}, dtype={self._settings['dtype']}"
+        dtype = self._settings["dtype"] if self.calibration is None else torch.int8
+        about = f"engine={self.engine!r}, dtype={dtype}"
         return about if self.reason is None else f"{about}, reason={self.reason!r}"
 
     def _apply(self, fn: Callable, recurse: bool = True) -> "OptimizedModel":

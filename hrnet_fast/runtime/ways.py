@@ -2,6 +2,8 @@
 
 import contextlib
 import copy
+import fnmatch
+import functools
 import logging
 import time
 from collections.abc import Callable
@@ -13,16 +15,18 @@ from torch import Tensor, nn
 from hrnet_fast.network.nodes import Constant, Constants, Graph, Refused, Value
 from hrnet_fast.network.passes import steps_of
 from hrnet_fast.network.record import record
-from hrnet_fast.network.sums import Call, Step, exchanges
+from hrnet_fast.network.sums import Call, Step, Sum, Weight, exchanges
 from hrnet_fast.network.trees import flatten
 from hrnet_fast.network.untouched import restored
 from hrnet_fast.runtime import trial
 from hrnet_fast.runtime.arguments import Arguments
-from hrnet_fast.runtime.calibration import Recording
+from hrnet_fast.runtime.calibration import names
 from hrnet_fast.runtime.cpu import planned
+from hrnet_fast.runtime.cpu.steps import Factor
 from hrnet_fast.runtime.cuda_graphs import GraphedModule
 from hrnet_fast.runtime.cuda_streams import Branches
-from hrnet_fast.runtime.torch_steps import TorchSteps
+from hrnet_fast.runtime.torch_steps import TorchPlan, TorchSteps
+from hrnet_fast.runtime.watch import Recording
 from hrnet_fast.standard import standard_operators
 
 _LOG = logging.getLogger("hrnet_fast")
@@ -39,6 +43,14 @@ class Prepared(NamedTuple):
     steps: list[Step]
     engine: str
     reason: str | None
+
+
+class Candidate(NamedTuple):
+    """A way that may run a network."""
+
+    engine: str
+    why: str | None  # it is not planned, or not in the dtype that was asked for
+    make: Callable[[], planned.Plan | TorchPlan]
 
 
 class Ways:
@@ -69,6 +81,9 @@ class Ways:
             self._graphs = GraphedModule(self._run_by_torch, max_graphs=settings["max_shapes"])
         self._cast: list[nn.Module] = []  # the model in another dtype, once it is needed
         self._operators: tuple | None = None  # of a graph that was right beside the model, and what ran it
+        self._factors: dict[str, Factor] = {}  # what convolutions multiply in bytes, by their names
+        self._integers_pay = False  # they were measured to be faster
+        self._why_not_integers: str | None = None
 
     def record(self, call: Arguments, calls: int = 1) -> Recording:
         """The network for arguments of these shapes, their floating tensors in the model's dtype.
@@ -98,56 +113,110 @@ class Ways:
             return Prepared(None, None, [], "model", f"the network cannot be recorded: {error}")
         if is_example and not exchanges(steps):
             _LOG.info("no exchange between resolutions was found: this is no HRNet that is known")
-        reason, candidates = self._why_not_planned, []
-        if self._planned is not None:
+        expected = reason = None
+        for engine, why, make in self._candidates(call, graph, steps):
             try:
-                candidates.append(("planned", None, self._planned.prepare(graph, steps)))
+                run = make()
             except Refused as error:
                 reason = str(error)
-        calls = sum(isinstance(s, Call) for s in steps)
-        doubt = bool(candidates) and (calls > _MANY_CALLS or candidates[0][2].in_doubt)
-        if candidates and doubt and LAYOUTS[self._settings["memory_format"]] is None:
-            candidates = self._by_time(call, graph, steps, candidates)
-        else:
-            candidates.append(("torch", reason, None))
-        expected = None
-        for engine, why, run in candidates:
-            run = self._torch.prepare(graph, steps) if run is None else run
+                continue
             prepared = Prepared(run, graph, steps, engine, why if reason is None else reason)
-            operators = (engine, *(n.operator for n in graph.nodes))
+            products = getattr(run, "products", self._settings["dtype"])
+            operators = (engine, products, *(n.operator for n in graph.nodes))
             if operators == self._operators:
                 return prepared  # it was right for another shape
             if expected is None:
                 leaves, expected = self._expectation(call)
                 if isinstance(expected, Exception):
                     return Prepared(None, None, [], "model", f"the model itself raises: {expected}")
-            reason = self._why_wrong(prepared, call, leaves, expected)
+            reason = self._why_wrong(prepared, products, call, leaves, expected)
             if reason is None:
                 self._operators = operators
                 return prepared
-            reason = f"{engine!r} gave something else than the model: {reason}"
+            what = "int8" if products == torch.int8 else repr(engine)
+            reason = f"{what} gave something else than the model: {reason}"
             _LOG.warning("%s", reason)
         return Prepared(None, None, [], "model", reason)
 
-    def _by_time(self, call: Arguments, graph: Graph, steps: list[Step], candidates: list) -> list:
+    def _candidates(self, call: Arguments, graph: Graph, steps: list[Step]) -> list[Candidate]:
+        """Ways to run it, the one that is to be tried first in front."""
+        by_torch = functools.partial(self._torch.prepare, graph, steps)
+        if self._planned is None:
+            return [Candidate("torch", self._why_not_planned, by_torch)]
+        # beside int8 the fastest of the other dtypes
+        wide = torch.bfloat16 if self._settings["calibration"] is not None and planned.has_tiles() else None
+        planned_wide = functools.partial(self._planned.prepare, graph, steps, wide)
+        integers, why = self._in_integers(call, graph, steps, planned_wide)
+        if integers is not None:
+            return [Candidate("planned", None, lambda: integers), Candidate("planned", None, planned_wide),
+                    Candidate("torch", None, by_torch)]  # fmt: skip
+        try:
+            plan = planned_wide()
+        except Refused as error:
+            return [Candidate("torch", str(error), by_torch)]
+        calls = sum(isinstance(s, Call) for s in steps)
+        if (calls > _MANY_CALLS or plan.in_doubt) and LAYOUTS[self._settings["memory_format"]] is None:
+            return self._by_time(call, plan, by_torch())
+        return [Candidate("planned", why, lambda: plan), Candidate("torch", why, by_torch)]
+
+    def _in_integers(
+        self, call: Arguments, graph: Graph, steps: list[Step], wide: Callable[[], planned.Plan]
+    ) -> tuple[planned.Plan | None, str | None]:
+        """The program that multiplies bytes; or None, and why there is none where it was asked for."""
+        if self._settings["calibration"] is None:
+            return None, None
+        why = planned.why_not_bytes() or self._why_not_integers
+        if why is not None:
+            return None, why
+        try:
+            plan = self._planned.prepare(graph, steps, torch.int8, self._multiplied(steps))
+        except Refused as error:
+            return None, str(error)
+        if not self._integers_pay:
+            tensors = _random(call)
+            ours, theirs = milliseconds(plan, tensors), milliseconds(wide(), tensors)
+            self._integers_pay = ours < theirs
+            if not self._integers_pay:
+                self._why_not_integers = f"int8 does not pay here: {ours:.1f} ms, without it {theirs:.1f} ms"
+                return None, self._why_not_integers
+        return plan, None
+
+    def _multiplied(self, steps: list[Step]) -> dict[Weight, Factor]:
+        """What each convolution multiplies in bytes; those that are to stay wide are not there."""
+        name_of, made = names(self._model, steps), {}
+        for weight in (
+            t.weight for s in steps if isinstance(s, Sum) for t in (*s.convs, *s.ups) if t.weight is not None
+        ):
+            name = name_of[weight]
+            if any(fnmatch.fnmatchcase(name, pattern) for pattern in self._settings["keep"]):
+                continue
+            if name not in self._factors:  # one for all shapes: they share what is packed
+                self._factors[name] = Factor.of(*self._settings["calibration"].of(name, weight.shape[1]))
+            made[weight] = self._factors[name]
+        return made
+
+    def _by_time(self, call: Arguments, ours: planned.Plan, theirs: TorchPlan) -> list[Candidate]:
         """The planned program and torch's operators, the faster first."""
-        ours, theirs = candidates[0][2], self._torch.prepare(graph, steps)
-        tensors = [torch.rand_like(t) if t.is_floating_point() else t for t in call.tensors()]
+        tensors = _random(call)
         try:
             ms = [milliseconds(run, tensors) for run in (ours, theirs)]
         except Exception:  # of an operator: the trial says which
-            return [*candidates, ("torch", None, theirs)]
+            return [Candidate("planned", None, lambda: ours), Candidate("torch", None, lambda: theirs)]
         why = (
             f"here, in {self._settings['dtype']}, it was measured to be faster: {ms[1]:.1f} ms, planned {ms[0]:.1f} ms"
         )
-        ranked = [("planned", None, ours), ("torch", why, theirs)]
+        ranked = [Candidate("planned", None, lambda: ours), Candidate("torch", why, lambda: theirs)]
         return ranked if ms[0] <= ms[1] else ranked[::-1]
 
     def _expectation(self, call: Arguments) -> tuple[list, Any]:
-        """Random arguments, and what the model itself makes of them: (result, the arguments afterwards), or its error."""
+        """Random arguments, and what the model itself makes of them: (result, the arguments afterwards), or its error.
+
+        In int8 they are the given ones: it is right for images like those of its calibration.
+        """
         normalization = self._settings["normalization"]
         moments = () if normalization is None else map(torch.tensor, (normalization.mean, normalization.std))
-        leaves = trial.random_inputs(call.leaves, *moments)
+        as_given = self._settings["calibration"] is not None and trial.vary(call.leaves)
+        leaves = _copies(call.leaves) if as_given else trial.random_inputs(call.leaves, *moments)
         try:
             result, given = self._plainly(self._model, call.build, leaves, self._model_dtype)
         except Exception as error:  # whatever a model may raise
@@ -161,11 +230,13 @@ class Ways:
         with restored(self._model), standard_operators():
             return self._by_the_model(model, build, given, dtype), given
 
-    def _why_wrong(self, prepared: Prepared, call: Arguments, leaves: list, expected: Any) -> str | None:
-        dtype, given = self._settings["dtype"], _copies(leaves)
+    def _why_wrong(
+        self, prepared: Prepared, products: torch.dtype, call: Arguments, leaves: list, expected: Any
+    ) -> str | None:
+        given = _copies(leaves)
 
         def own_error() -> float:
-            result, _ = self._plainly(self._model_in_dtype(), call.build, leaves, dtype)
+            result, _ = self._plainly(self._model_in_dtype(), call.build, leaves, self._settings["dtype"])
             return trial.largest_error(result, expected[0])
 
         try:
@@ -173,7 +244,7 @@ class Ways:
         except Exception as error:  # the next way takes over, and the reason says what it was
             return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
         compared = (result, given) if expected[1] else (result, [])
-        return trial.why_not(compared, expected, dtype, own_error, self._model_dtype)
+        return trial.why_not(compared, expected, products, own_error, self._model_dtype)
 
     def _try_the_model(self, call: Arguments) -> None:
         """The example must be something that the model takes."""
@@ -277,6 +348,10 @@ class Ways:
 
     def _run_by_torch(self, key: tuple, *tensors: Tensor) -> list[Tensor]:
         return self._graphed(list(tensors))  # the steps of the shape that is being run
+
+
+def _random(call: Arguments) -> list[Tensor]:
+    return [torch.rand_like(t) if t.is_floating_point() else t for t in call.tensors()]
 
 
 def _copies(leaves: list) -> list:

@@ -1,18 +1,19 @@
 """The CPU program of a network: one plan for each shape of its inputs, weights and memory shared."""
 
 import contextlib
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from hrnet_fast import library
 from hrnet_fast.network.nodes import Graph, Refused
-from hrnet_fast.network.sums import Step
+from hrnet_fast.network.sums import Step, Weight
 from hrnet_fast.runtime.cpu import tiled_steps
 from hrnet_fast.runtime.cpu.packed_weights import PackedWeights
 from hrnet_fast.runtime.cpu.profile import Profile
 from hrnet_fast.runtime.cpu.program import DTYPES, Program
-from hrnet_fast.runtime.cpu.steps import lower
+from hrnet_fast.runtime.cpu.steps import Factor, lower
 from hrnet_fast.runtime.cpu.tiled_program import TiledProgram
 from hrnet_fast.runtime.normalization import Normalization
 
@@ -43,13 +44,18 @@ def has_tiles() -> bool:
     return torch.ops.hrnet_fast.has_tiles()
 
 
+def why_not_bytes() -> str | None:
+    """Why convolutions cannot multiply bytes on this CPU; None where they can."""
+    return None if torch.ops.hrnet_fast.has_bytes() else "int8 needs a CPU with AVX2, AVX-VNNI, AVX512-VNNI or AMX"
+
+
 class Planned:
     """Plans networks for the kernels; what it has planned shares weights and one arena.
 
     The arena serves one call at a time: the caller sees to that.
 
     Args:
-        dtype: of the images and of the results.
+        dtype: of the results, and of the images where nothing else is asked for.
         winograd: whether 3x3 convolutions of stride 1 may be computed by Winograd's algorithm.
         normalization: what the network expects of its images and callers have not done.
     """
@@ -61,20 +67,39 @@ class Planned:
         self._weights = PackedWeights()
         self._arena = torch.empty(0, dtype=torch.uint8)
 
-    def prepare(self, graph: Graph, steps: list[Step]) -> "Plan":
+    def prepare(
+        self,
+        graph: Graph,
+        steps: list[Step],
+        products: torch.dtype | None = None,
+        factors: Mapping[Weight, Factor] | None = None,
+    ) -> "Plan":
         """A network for inputs of the shapes that it was recorded with.
+
+        Args:
+            graph: the recorded network.
+            steps: what the passes made of it.
+            products: in which convolutions multiply: the dtype of the results (None), or another one where there are
+                kernels on tiles for it: bfloat16, int8.
+            factors: for int8: what each weight multiplies that is to be multiplied in bytes.
 
         Raises:
             Refused: it cannot be planned.
         """
-        if self._dtype == torch.bfloat16 and has_tiles():
+        products = products or self._dtype
+        if products == torch.int8:
+            return self._tiled(graph, steps, products, factors)
+        if products == torch.bfloat16 and has_tiles():
             with contextlib.suppress(Refused):
-                lowered = tiled_steps.lower(graph, steps, self._normalization)
-                return Plan(self, TiledProgram(lowered, self._weights, self._dtype), len(lowered.steps), False)
+                return self._tiled(graph, steps, products, None)
         pairs = self._dtype == torch.bfloat16 and torch.ops.hrnet_fast.has_bfloat16_pairs()
         lowered = lower(graph, steps, self._winograd, pairs, self._normalization, self._weights.has)
         program = Program(lowered, self._weights, self._dtype)
-        return Plan(self, program, len(lowered.steps), is_in_doubt(self._dtype))
+        return Plan(self, program, len(lowered.steps), self._dtype, is_in_doubt(self._dtype))
+
+    def _tiled(self, graph: Graph, steps: list[Step], products: torch.dtype, factors: Mapping | None) -> "Plan":
+        lowered = tiled_steps.lower(graph, steps, self._normalization, factors)
+        return Plan(self, TiledProgram(lowered, self._weights, self._dtype), len(lowered.steps), products, False)
 
     def arena(self, size: int) -> Tensor:
         """At least so many bytes, the same ones for all plans."""
@@ -98,11 +123,12 @@ class Plan:
         owner: has its memory.
         program: what runs.
         steps: how many there are.
+        products: the dtype in which convolutions multiply.
         in_doubt: whether torch's operators may be faster.
     """
 
-    def __init__(self, owner: Planned, program: Program, steps: int, in_doubt: bool):
-        self._owner, self._program, self.steps, self.in_doubt = owner, program, steps, in_doubt
+    def __init__(self, owner: Planned, program: Program, steps: int, products: torch.dtype, in_doubt: bool):
+        self._owner, self._program, self.steps, self.products, self.in_doubt = owner, program, steps, products, in_doubt
 
     def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
         """The graph's ``outputs()`` for the network's inputs, in new memory."""

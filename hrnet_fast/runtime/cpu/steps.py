@@ -34,6 +34,11 @@ class Factor(NamedTuple):
     rounding: Rounding
     mean: Tensor  # of each channel [c], in float32
 
+    @classmethod
+    def of(cls, low: float, high: float, mean: Tensor) -> "Factor":
+        """For an image whose numbers are cut off at ``high``, and at ``low``: 0 or ``-high``."""
+        return cls(Rounding(high / 127, 128) if low < 0 else Rounding(high / 255, 0), mean)
+
 
 @dataclass(eq=False)
 class Buffer:

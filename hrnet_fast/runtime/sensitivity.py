@@ -1,0 +1,78 @@
+"""What each convolution of a network loses in int8, alone."""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hrnet_fast.network.sums import Conv, Up, Weight
+from hrnet_fast.runtime.arguments import Arguments
+from hrnet_fast.runtime.calibration import Calibration, names
+from hrnet_fast.runtime.cpu.packed_weights import in_bytes
+from hrnet_fast.runtime.cpu.steps import Factor
+from hrnet_fast.runtime.watch import Recording, watch
+
+
+class Lost(NamedTuple):
+    """Of one convolution."""
+
+    name: str  # what ``keep`` calls it
+    shape: tuple[int, int, int]  # output channels, input channels, kernel
+    error: float  # ``||in bytes - exact|| / ||exact||`` of its results, without the bias
+
+
+class Sensitivity(list[Lost]):
+    """Convolutions, the one that loses most first; as text a table."""
+
+    def __str__(self) -> str:
+        lines = [("error", "weight", "convolution")]
+        lines += [(f"{row.error:.1e}", str(list(row.shape)), row.name) for row in self]
+        width = max(len(line[1]) for line in lines)
+        return "\n".join(f"{error:>8}  {shape:<{width}}  {name}" for error, shape, name in lines)
+
+
+def sensitivity(
+    model: nn.Module,
+    record_steps: Callable[[Arguments], Recording],
+    images: Tensor | Iterable,
+    calibration: Calibration,
+    kwargs: dict[str, Any],
+) -> Sensitivity:
+    """Computes every convolution twice on what it gets in float32: exactly, and in bytes.
+
+    Convolutions whose results are added up share one scale in a program; here each has its own.
+
+    Args:
+        model, record_steps, images, kwargs: as for ``calibrate``.
+        calibration: of the model.
+
+    Raises:
+        TypeError, ValueError: as for ``calibrate``.
+    """
+    name_of: dict[Weight, str] = {}
+    squares: dict[str, list[float]] = {}  # of the errors, and of the results
+    shapes: dict[str, tuple[int, int, int]] = {}
+
+    def see(terms: list[Conv | Up], image: Tensor, which: str) -> None:
+        for term in terms:
+            name, kernel = name_of[term.weight], term.weight.kernel()
+            factor = Factor.of(*calibration.of(name, kernel.shape[1]))
+            padding, stride = kernel.shape[2] // 2, getattr(term, "stride", 1)
+            exact = F.conv2d(image, kernel, None, stride, padding)
+            bias, scale, (integers,) = in_bytes([kernel], torch.zeros(len(kernel)), (factor,))
+            step, zero = factor.rounding
+            rounded = (image / step + zero).round().clamp(0, 255)
+            rounded = F.pad(rounded, [padding] * 4, value=float(zero))
+            made = F.conv2d(rounded, integers.float(), None, stride) * scale.view(-1, 1, 1) + bias.view(-1, 1, 1)
+            found = squares.setdefault(name, [0.0, 0.0])
+            found[0] += float((made - exact).double().square().sum())
+            found[1] += float(exact.double().square().sum())
+            shapes[name] = term.weight.shape
+
+    count, _ = watch(model, record_steps, images, kwargs, see, lambda s: name_of.update(names(model, s)))
+    if not count:
+        raise ValueError("sensitivity: there are no images at all")
+    lost = [Lost(n, shapes[n], (wrong / exact) ** 0.5 if exact else 0.0) for n, (wrong, exact) in squares.items()]
+    return Sensitivity(sorted(lost, key=lambda row: -row.error))
