@@ -351,7 +351,7 @@ BAD = {
     "integers": (lambda m, x: hf.optimize(m, (x * 9).to(torch.uint8)), TypeError, "example: .*uint8"),
     "device": (lambda m, x: hf.optimize(m, x.to("meta")), ValueError, "example: it is on meta"),
     "channels": (lambda m, x: hf.optimize(m, x[:, :2]), ValueError, "expected"),
-    "dtype": (lambda m, x: hf.optimize(m, x, dtype=torch.int8), TypeError, "int8"),
+    "dtype": (lambda m, x: hf.optimize(m, x, dtype=torch.int32), TypeError, "int8"),
     "layout": (lambda m, x: hf.optimize(m, x, memory_format="nhwc"), ValueError, "nhwc"),
     "graph": (lambda m, x: hf.optimize(m, x, cuda_graph="yes"), ValueError, "cuda_graph"),
     "streams": (lambda m, x: hf.optimize(m, x, streams=2.5), ValueError, "streams"),
