@@ -3,7 +3,8 @@
 Every engine of benchmarks/peers gets the same weights and the same photograph, is compared with float64, and takes turns
 with the others. One that cannot run is listed with its reason. Each contender's memory is that of a process of its own. In
 bfloat16 some engines miss the tolerance by a little, which is rounding and no mistake: up to SLACK times the tolerance
-others are timed, and the table has their error; ours are not.
+others are timed, and the table has their error; ours are not. In int8 every engine takes its scales from the same
+images, which are other views of the photograph.
 Results go to benchmarks/results/engines/<instruction set>/engines-<case>.json: those of several machines lie side by side.
 """
 
@@ -25,7 +26,6 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from benchmarks import engines_table, peers
-from benchmarks.common import DTYPES
 from hrnet_fast.bench import BadInput, images, machine, memory, report
 from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED
 from hrnet_fast.bench.harness import Contender, Prepared, compare
@@ -34,6 +34,8 @@ from hrnet_fast.tolerances import MODEL
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results" / "engines"
 SLACK = 2.0
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.int8}
+CALIBRATION_IMAGES = 16
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,10 @@ class Case:
         return f"HRNet-{self.width.upper()} {self.task}, {self.size[0]}x{self.size[1]}, {self.dtype}"
 
     def job(self, threads: int) -> peers.Job:
-        """The network with its weights, and the photograph."""
-        image = images.load(size=self.size)
-        return peers.Job.create(f"hrnet_{self.width}", self.task, image, DTYPES[self.dtype], threads)
+        """The network with its weights, the photograph, and in int8 others to calibrate with."""
+        image, dtype = images.load(size=self.size), DTYPES[self.dtype]
+        calibration = images.variants(CALIBRATION_IMAGES, self.size) if dtype == torch.int8 else None
+        return peers.Job.create(f"hrnet_{self.width}", self.task, image, dtype, threads, calibration=calibration)
 
 
 NETWORKS = (
@@ -67,7 +70,7 @@ NETWORKS = (
     ("w18", "classification", (224, 224)),  # timm's hrnet_w18
     ("w32", "pose", (256, 192)),
 )
-CASES = tuple(Case(*network, dtype) for network in NETWORKS for dtype in ("float32", "bfloat16"))
+CASES = tuple(Case(*network, dtype) for network in NETWORKS for dtype in DTYPES)
 
 
 def select(patterns: Sequence[str]) -> list[Case]:

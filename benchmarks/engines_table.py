@@ -118,11 +118,21 @@ def _table(stored: Sequence[Report]) -> list[str]:
     lines = [*_machines(stored), "", f"| | {' | '.join([*names, LEAD])} |", "|---|" + "--:|" * (len(names) + 1)]
     lines += [f"| {' | '.join(row)} |" for row in rows(cases)]
     lines += ["", "Medians of runs in turn, batch 1, the same weights and photograph for all."]
-    lines += _failures(cases)
+    lines += _failures(cases) + _errors(cases)
     off = sorted({f"{e.name} ({e.error:.1e})" for case in cases for e in case.entries if e.seconds and not e.agrees})
     lines += [f"A star: off by more than the tolerance of its dtype: {', '.join(off)}."] if off else []
     lines += ["Other processes kept the cores busy meanwhile."] if any(case.disturbed for case in cases) else []
     return [*lines, ""]
+
+
+def _errors(cases: Sequence[Case]) -> list[str]:
+    """A line for each case in int8: how far each contender is off, since engines pay for speed with errors there."""
+    lines = []
+    for case in cases:
+        told = [f"{entry.name} {entry.error:.1e}" for entry in case.entries if entry.error is not None]
+        if case.dtype == "int8" and told:
+            lines.append(f"Errors against float64, {case.description}: {', '.join(told)}.")
+    return lines
 
 
 def _failures(cases: Sequence[Case]) -> list[str]:

@@ -12,8 +12,8 @@ OPERATOR = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 1e-3, torc
 # float32 products that torch.backends.cuda.matmul.allow_tf32 lets a GPU round to TF32.
 OPERATOR_TF32 = 1e-3
 
-# A whole network: hundreds of layers, each of which rounds its result.
-# int8: its convolutions multiply 8-bit integers.
+# A whole network: hundreds of layers, each of which rounds its result. int8: its convolutions multiply 8-bit integers,
+# so that every weight and activation is rounded to one of 256 steps.
 MODEL = {torch.float64: 1e-11, torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 3e-2, torch.int8: 1.5e-1}
 
 

@@ -2,7 +2,9 @@
 
 import contextlib
 import ctypes
+import dataclasses
 import json
+import logging
 import sys
 import types
 
@@ -12,19 +14,24 @@ from torch import nn
 
 import hrnet_fast as hf
 from benchmarks import engines, engines_table, peers
-from benchmarks.peers import compiled, forms, onnx_runtime, openvino_runtime
-from hrnet_fast.bench import memory, report
+from benchmarks.peers import compiled, forms, onnx_runtime, openvino_runtime, optimized
+from hrnet_fast.bench import images, memory, report
 from hrnet_fast.bench.contenders import COMPILED
 from hrnet_fast.bench.harness import Contender, Prepared, compare
 from hrnet_fast.tolerances import MODEL, relative_error
 
 TINY = engines.Case("w18_small_v1", "segmentation", (64, 96), "float32")
-FOREIGN = [COMPILED, "ONNX Runtime", "OpenVINO"]
+TINY_INT8 = engines.Case("w18_small_v1", "classification", (64, 96), "int8")
 
 
 @pytest.fixture(scope="module")
 def job():
     return TINY.job(threads=1)
+
+
+@pytest.fixture(scope="module")
+def int8_job():
+    return TINY_INT8.job(threads=1)
 
 
 @pytest.fixture
@@ -52,6 +59,53 @@ def test_contenders_compute_the_same(name, dtype):
     assert output.dtype == dtype
     assert relative_error(output, job.reference()) < MODEL[dtype]
     assert all(value.equal(before[key]) for key, value in job.plain.state_dict().items())
+
+
+def test_jobs_in_int8_keep_their_numbers_and_have_other_images_to_calibrate_with(int8_job):
+    whole = engines.Case(TINY_INT8.width, TINY_INT8.task, TINY_INT8.size, "float32").job(threads=1)
+    assert int8_job.image.equal(whole.image)
+    assert all(value.equal(whole.plain.state_dict()[key]) for key, value in int8_job.plain.state_dict().items())
+    assert int8_job.calibration.shape == (16, 3, 64, 96)
+    assert int8_job.calibration.dtype == torch.float32
+    assert whole.calibration is None
+    for dtype, calibration in ((torch.int8, None), (torch.float32, whole.image)):
+        with pytest.raises(ValueError, match="calibration"):
+            peers.Job.create("hrnet_w18_small_v1", "classification", whole.image, dtype, 1, calibration=calibration)
+
+
+def test_variants_are_other_photographs_and_always_the_same():
+    made, image = images.variants(4, (64, 96)), images.load(size=(64, 96))
+    assert made.equal(images.variants(4, (64, 96)))
+    assert made[:2].equal(images.variants(2, (64, 96)))
+    everything = [*made, *image]
+    assert all(relative_error(a, b) > 0.1 for i, a in enumerate(everything) for b in everything[:i])
+    assert images.load().amin() - 0.1 <= made.amin() < made.amax() <= (1 - 0.406) / 0.225 + 1e-3  # pixels from 0 to 255
+
+
+def test_every_case_is_there_in_int8():
+    assert {case.name.rpartition("-")[2] for case in engines.CASES} == set(engines.DTYPES)
+    assert len(engines.select(["*-int8"])) == len(engines.NETWORKS)
+
+
+def test_who_computes_in_int8(monkeypatch):
+    assert all("int8" in peers.table()[name].why_not(torch.int8) for name in ("eager channels_last", "hrnet_fast"))
+    assert "torchao" in compiled.why_not(torch.int8)
+    monkeypatch.setattr(hf, "optimize", lambda model, example, *, dtype=None: None)
+    assert "int8" in optimized.why_not(torch.int8)
+    assert optimized.why_not(torch.float32) is None
+    monkeypatch.setattr(hf, "optimize", lambda model, example, *, dtype=None, calibration=None: None)
+    assert optimized.why_not(torch.int8) is None
+
+
+def test_optimize_gets_the_images_for_calibration(int8_job, monkeypatch):
+    def optimize(model, example, *, dtype, calibration):
+        assert (example.dtype, dtype) == (torch.float32, torch.int8)
+        assert calibration is int8_job.calibration
+        return model
+
+    monkeypatch.setattr(hf, "optimize", optimize)
+    with torch.inference_mode():
+        assert relative_error(optimized.prepare(int8_job)(), int8_job.reference()) < MODEL[torch.float32]
 
 
 @pytest.mark.parametrize("align_corners", [False, True])
@@ -93,6 +147,35 @@ def test_what_is_not_installed_says_so(module, monkeypatch):
     assert "pip install" in module.why_not(torch.float32)
 
 
+def test_openvino_in_int8_needs_nncf(monkeypatch):
+    monkeypatch.setitem(sys.modules, "openvino", FakeOpenVINO())
+    monkeypatch.setattr(openvino_runtime.importlib.util, "find_spec", lambda name: None if name == "nncf" else object())
+    assert openvino_runtime.why_not(torch.int8) == "not installed: pip install nncf"
+    assert openvino_runtime.why_not(torch.float32) is None
+    monkeypatch.setattr(openvino_runtime.importlib.util, "find_spec", lambda name: object())
+    assert "does not compute in int8" in openvino_runtime.why_not(torch.int8)
+
+
+def test_calibration_comes_in_pieces_of_the_batch(int8_job):
+    assert [part.shape[0] for part in forms.calibration_batches(int8_job)] == [1] * 16
+    three = dataclasses.replace(int8_job, image=int8_job.image.repeat(3, 1, 1, 1))
+    assert [part.shape[0] for part in forms.calibration_batches(three)] == [3] * 5
+
+
+def test_quiet_hides_what_is_printed_and_logged(capsys):
+    with forms.quiet():
+        print("a bar")
+        assert not logging.getLogger("hrnet_fast.test").isEnabledFor(logging.WARNING)
+    assert logging.getLogger("hrnet_fast.test").isEnabledFor(logging.WARNING)
+    assert capsys.readouterr().out == ""
+
+
+def test_onnx_runtime_in_int8_is_near(int8_job, capfd):
+    output = onnx_runtime.prepare(int8_job)()
+    assert 1e-4 < relative_error(output, int8_job.reference()) < MODEL[torch.int8]
+    assert capfd.readouterr().out == ""
+
+
 def test_onnx_runtime_has_no_bfloat16(monkeypatch):
     monkeypatch.setattr(onnx_runtime.importlib.util, "find_spec", lambda name: object())
     assert onnx_runtime.why_not(torch.float32) is None
@@ -117,20 +200,20 @@ def some_file(job):
 class FakeOpenVINO(types.ModuleType):
     """What the contender uses of OpenVINO. The network that it runs doubles its input."""
 
-    def __init__(self):
+    def __init__(self, capabilities=("FP32", "BF16")):
         super().__init__("openvino")
         self.calls = {}
         fake = self
 
         class Core:
             def get_property(self, device, name):
-                return ["FP32", "BF16"]
+                return list(capabilities)
 
             def read_model(self, path):
                 return types.SimpleNamespace(reshape=lambda shape: fake.calls.update(shape=shape))
 
             def compile_model(self, model, device, options):
-                fake.calls.update(device=device, options=options)
+                fake.calls.update(model=model, device=device, options=options)
                 return types.SimpleNamespace(create_infer_request=Request)
 
         class Request:
@@ -163,6 +246,42 @@ def test_openvino_gets_its_best_options(job, monkeypatch):
     options = fake.calls["options"]
     assert options["INFERENCE_PRECISION_HINT"] == "f32"
     assert (options["PERFORMANCE_HINT"], options["INFERENCE_NUM_THREADS"]) == ("LATENCY", 1)
+
+
+class FakeNNCF(types.ModuleType):
+    """What the contender uses of NNCF, with its bars of progress."""
+
+    def __init__(self):
+        super().__init__("nncf")
+        fake = self
+
+        class Dataset(list):
+            def get_length(self):
+                return len(self)
+
+        def quantize(model, images, **options):
+            print("working")
+            fake.images, fake.options = images, options
+            return "quantized"
+
+        self.Dataset, self.quantize = Dataset, quantize
+        self.QuantizationPreset = types.SimpleNamespace(PERFORMANCE="performance")
+
+
+@pytest.mark.parametrize(("capabilities", "precision"), [(["FP32", "INT8"], "f32"), (["FP32", "BF16", "INT8"], "bf16")])
+def test_openvino_in_int8_is_quantized_by_nncf(int8_job, monkeypatch, capsys, capabilities, precision):
+    fake, nncf = FakeOpenVINO(capabilities), FakeNNCF()
+    monkeypatch.setitem(sys.modules, "openvino", fake)
+    monkeypatch.setitem(sys.modules, "nncf", nncf)
+    monkeypatch.setattr(openvino_runtime.importlib.util, "find_spec", lambda name: object())
+    monkeypatch.setattr(forms, "onnx_file", some_file)
+    assert openvino_runtime.why_not(torch.int8) is None
+    assert openvino_runtime.prepare(int8_job)().equal(2 * int8_job.image)
+    assert fake.calls["model"] == "quantized"
+    assert fake.calls["options"]["INFERENCE_PRECISION_HINT"] == precision
+    assert nncf.options == {"preset": "performance", "subset_size": 16}
+    assert torch.cat([torch.from_numpy(image) for image in nncf.images]).equal(int8_job.calibration)
+    assert capsys.readouterr().out == ""
 
 
 class FakeONNXRuntime(types.ModuleType):
@@ -258,7 +377,20 @@ def test_markdown_has_every_contender_and_every_reason():
     assert "| a network, bfloat16 | - | 100 ms * | 50.0 ms | 2.00x |" in text
     assert "OpenVINO (3.1e-02)" in text
     assert "ONNX Runtime did not run (bfloat16): no." in text
+    assert "Errors" not in text
     assert "benchmarks.engines" in engines_table.markdown([])
+
+
+def test_markdown_has_every_error_of_int8():
+    def entry(name, error):
+        same = report.Spread(1.0, 1.0, 1.0)
+        return report.Entry(name, error, True, seconds=same, speedup_over={"OpenVINO": same})
+
+    entries = [entry("OpenVINO", 4e-2), entry("hrnet_fast.optimize", 5e-2)]
+    entries.append(report.Entry("ONNX Runtime", None, False, "no"))
+    case = report.Case("engines-x", "a network, int8", "int8", 0.15, entries)
+    text = engines_table.markdown([{"engines-x": report.Report([case])}])
+    assert "Errors against float64, a network, int8: OpenVINO 4.0e-02, hrnet_fast.optimize 5.0e-02.\n" in text
 
 
 def test_program_in_a_process_of_its_own(capsys):

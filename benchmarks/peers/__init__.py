@@ -19,19 +19,39 @@ from hrnet_fast.models import randomize
 
 @dataclass(frozen=True)
 class Job:
-    """A network and an image for it. Weights and pixels are float32 numbers that ``dtype`` holds exactly."""
+    """A network and an image for it. Weights and pixels are float32 numbers that ``dtype`` holds exactly.
+
+    In int8 they are not rounded: every contender finds its own scales, from the images for calibration.
+    """
 
     plain: nn.Module  # of create_model(fast=False), in evaluation; nobody changes it
     image: Tensor  # [N, 3, H, W] float32, contiguous
     dtype: torch.dtype  # to compute in
     threads: int
+    calibration: Tensor | None = None  # [M, 3, H, W] float32: other images, for the scales of int8; else None
 
     @classmethod
-    def create(cls, model: str, task: str, image: Tensor, dtype: torch.dtype, threads: int, batch: int = 1) -> "Job":
-        """Random weights, the same on every machine; ``image`` [1, 3, H, W] is repeated to a batch."""
+    def create(
+        cls,
+        model: str,
+        task: str,
+        image: Tensor,
+        dtype: torch.dtype,
+        threads: int,
+        batch: int = 1,
+        calibration: Tensor | None = None,
+    ) -> "Job":
+        """Random weights, the same on every machine; ``image`` [1, 3, H, W] is repeated to a batch.
+
+        Raises:
+            ValueError: int8 without images for calibration, or another dtype with them.
+        """
+        if (dtype == torch.int8) != (calibration is not None):
+            raise ValueError(f"calibration: expected images for int8 and None for other dtypes, got {dtype}")
         plain = randomize(hf.create_model(model, task=task, fast=False).eval()).requires_grad_(False)
-        pixels = image.to(dtype).float().repeat(batch, 1, 1, 1)
-        return cls(plain.to(dtype).float(), pixels, dtype, threads)
+        if dtype != torch.int8:
+            plain, image = plain.to(dtype).float(), image.to(dtype).float()
+        return cls(plain, image.repeat(batch, 1, 1, 1), dtype, threads, calibration)
 
     def reference(self) -> Tensor:
         """The network on the image in float64."""

@@ -12,7 +12,9 @@ NAME = COMPILED
 
 
 def why_not(dtype: torch.dtype) -> str | None:
-    """torch.compile needs a C++ compiler."""
+    """torch.compile needs a C++ compiler, and computes in the network's own dtype."""
+    if dtype == torch.int8:
+        return "torch.compile does not quantize: torchao does, which is not among the peers"
     from torch._inductor import config, cpp_builder, exc
 
     try:

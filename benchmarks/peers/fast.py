@@ -13,8 +13,8 @@ NAME = FAST
 
 
 def why_not(dtype: torch.dtype) -> str | None:
-    """It runs wherever PyTorch does."""
-    return None
+    """It runs wherever PyTorch does, in floating point."""
+    return "its modules have no scales for int8" if dtype == torch.int8 else None
 
 
 def prepare(job: Job) -> Callable[[], Tensor]:

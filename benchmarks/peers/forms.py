@@ -1,6 +1,7 @@
 """The network as engines get it: BatchNorm folded, the head convolving each stream at its own resolution, ONNX files."""
 
 import contextlib
+import io
 import logging
 import tempfile
 from collections.abc import Iterator
@@ -67,10 +68,23 @@ def onnx_file(job: Job) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder, torch.inference_mode():
         path = Path(folder) / "network.onnx"
         network = commuted(job.plain)
-        before = logging.root.manager.disable
-        logging.disable(logging.WARNING)  # of the exporter that it has a successor
-        try:
+        with quiet():  # of the exporter that it has a successor
             torch.onnx.export(network, (job.image,), str(path), opset_version=OPSET, dynamo=False)
-        finally:
-            logging.disable(before)
         yield path
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Without warnings of loggers, and without what is printed: NNCF draws bars of progress."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logging.disable(before)
+
+
+def calibration_batches(job: Job) -> Iterator[Tensor]:  # [N, 3, H, W] each
+    """The images for calibration in pieces as large as the job's batch, which is the one that files are written for."""
+    return (part.contiguous() for part in job.calibration.split(len(job.image)) if len(part) == len(job.image))

@@ -1,5 +1,6 @@
 """hrnet_fast.optimize of the fast model."""
 
+import inspect
 from collections.abc import Callable
 
 import torch
@@ -13,12 +14,21 @@ NAME = OPTIMIZED
 
 
 def why_not(dtype: torch.dtype) -> str | None:
-    """This version of hrnet_fast has to have it."""
-    return None if getattr(hf, "optimize", None) else "this version of hrnet_fast has no optimize"
+    """This version of hrnet_fast has to have it, and for int8 its calibration."""
+    optimize = getattr(hf, "optimize", None)
+    if optimize is None:
+        return "this version of hrnet_fast has no optimize"
+    if dtype == torch.int8 and "calibration" not in inspect.signature(optimize).parameters:
+        return "this version of hrnet_fast.optimize has no int8"
+    return None
 
 
 def prepare(job: Job) -> Callable[[], Tensor]:
-    """The engine, with the job's image in its dtype and channels_last as example and input."""
-    image = job.image.to(job.dtype).contiguous(memory_format=torch.channels_last)
-    engine = hf.optimize(fast.same_weights(job.plain), image, dtype=job.dtype)
+    """The engine, with the job's image channels_last as example and input: in its dtype, for int8 in float32."""
+    if job.dtype == torch.int8:
+        image = job.image.contiguous(memory_format=torch.channels_last)
+        engine = hf.optimize(fast.same_weights(job.plain), image, dtype=torch.int8, calibration=job.calibration)
+    else:
+        image = job.image.to(job.dtype).contiguous(memory_format=torch.channels_last)
+        engine = hf.optimize(fast.same_weights(job.plain), image, dtype=job.dtype)
     return lambda: engine(image)

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -10,6 +11,7 @@ from hrnet_fast.pictures import BadPicture
 from hrnet_fast.pictures.reading import normalize, read, to_tensor
 
 SAMPLES = ("china.jpg", "flower.jpg")  # scikit-learn's sample images, real photographs of 427x640 pixels
+SEED = 2  # of variants
 MIN_SIZE = 32  # pixels: the fourth stream has 1/32 of the input's resolution
 
 
@@ -44,18 +46,57 @@ def load(source: str | None = None, size: tuple[int, int] | None = None) -> Tens
     Raises:
         BadInput: the file cannot be read as an image, is too small, or scikit-learn is needed and missing.
     """
+    pixels = _pixels(source)
+    check_size(*(size or pixels.shape[1:]))
+    return _resized(normalize(pixels).unsqueeze(0), size)
+
+
+def variants(count: int, size: tuple[int, int], source: str | None = None) -> Tensor:
+    """Other views of a photograph, as training would draw them: what int8 is calibrated with.
+
+    Each is a crop of 50 to 90 % of the height and width, flipped or not, 0.7 to 1.3 times as bright, so that none is
+    the image of ``load``. They are the same on every machine.
+
+    Args:
+        count: how many.
+        size: (height, width) to resize each to.
+        source: as for ``load``.
+
+    Returns:
+        Normalised float32 images [count, 3, H, W], contiguous.
+
+    Raises:
+        BadInput: as ``load``.
+    """
+    pixels = _pixels(source)
+    check_size(*size)
+    generator = torch.Generator().manual_seed(SEED)
+    made = []
+    for _ in range(count):
+        scale, top, left, flip, brightness = torch.rand(5, generator=generator).tolist()
+        height, width = (max(1, round((0.5 + 0.4 * scale) * extent)) for extent in pixels.shape[1:])
+        y, x = round(top * (pixels.shape[1] - height)), round(left * (pixels.shape[2] - width))
+        part = pixels[:, y : y + height, x : x + width]
+        part = part.flip(2) if flip < 0.5 else part
+        made.append(_resized(normalize((part * (0.7 + 0.6 * brightness)).clamp(0, 255)).unsqueeze(0), size))
+    return torch.cat(made).contiguous()
+
+
+def _pixels(source: str | None) -> Tensor:
+    """[3, H, W] in uint8; BadInput as ``load`` says."""
     path = Path(source) if source and source not in SAMPLES else sample(source or SAMPLES[0])
     try:
-        pixels = to_tensor(read(path))
+        return to_tensor(read(path))
     except BadPicture as error:
         raise BadInput(f"image {source or path.name}: {error}") from None
     except ImportError as error:
         raise BadInput(str(error)) from None
-    check_size(*(size or pixels.shape[1:]))
-    image = normalize(pixels).unsqueeze(0)
-    if size is not None and size != tuple(image.shape[2:]):
-        image = F.interpolate(image, size, mode="bilinear", antialias=True)
-    return image
+
+
+def _resized(image: Tensor, size: tuple[int, int] | None) -> Tensor:
+    if size is None or size == tuple(image.shape[2:]):
+        return image
+    return F.interpolate(image, size, mode="bilinear", antialias=True)
 
 
 def sample(name: str) -> Path:
