@@ -23,6 +23,7 @@ _LAZY = {
     "load_checkpoint": "hrnet_fast.models",
     "optimize": "hrnet_fast.runtime",
     "Calibration": "hrnet_fast.runtime",
+    "calibrate": "hrnet_fast.runtime",
 }
 
 __all__ = ["__version__", "exchange", *_LAZY]

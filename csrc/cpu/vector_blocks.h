@@ -84,7 +84,8 @@ struct VectorBlocks {
         for (int64_t left = source.bytes; left > 0; left -= kTileRow, a += kTileRow, w += NT * kTileBytes) {
           V even[P][N], odd[P][N];
           unroll<P>([&](auto p) { unroll<N>([&](auto n) { even[p()][n()] = odd[p()][n()] = V::zero(); }); });
-          for (int64_t k = 0; k < kTileRow; k += 4) {
+          const int64_t end = left < kTileRow ? left : kTileRow;
+          for (int64_t k = 0; k < end; k += 4) {  // what follows would be multiplied by zeros
             V w0[N], w1[N];
             unroll<N>([&](auto n) {
               const char* from = w + n() / kVectors * kTileBytes + k * 16 + n() % kVectors * Dots::L * 4;

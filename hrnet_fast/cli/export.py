@@ -9,13 +9,15 @@ import torch
 from rich.table import Table
 from torch import nn
 
-from hrnet_fast import create_model, load_checkpoint
+from hrnet_fast import Calibration, calibrate, create_model, load_checkpoint
 from hrnet_fast import export as exporting
 from hrnet_fast.bench import BadInput, images, report, timm_models
 from hrnet_fast.export import check, onnx_file, preferences, triton_server
 from hrnet_fast.files import AlreadyThere, check_free
 from hrnet_fast.models import configs, randomize
+from hrnet_fast.pictures import files
 
+_PICTURES = 64  # that a calibration looks at
 TASKS = ("segmentation", "segmentation_ocr", "classification", "pose", "detection", "features")
 
 
@@ -46,6 +48,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--device", default="cpu", metavar="DEVICE", help="cpu or cuda: for aoti and --triton (default: cpu)")
     add("--mean", type=float, nargs="+", default=None, metavar="X", help="noted in the file (default: ImageNet's)")
     add("--std", type=float, nargs="+", default=None, metavar="X", help="likewise")
+    add("--int8", default=None, metavar="FILE|FOLDER",
+        help="of ONNX: convolutions multiply 8-bit integers; a calibration (.safetensors), or a folder of pictures like "
+             "those that will come, of which up to 64 are looked at")  # fmt: skip
     add("--no-check", action="store_true", help="do not run the file and compare it with the network")
     add("--force", action="store_true", help="replace what is there")
 
@@ -58,6 +63,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.device not in ("cpu", "cuda") or (arguments.device == "cuda" and not torch.cuda.is_available()):
         raise BadInput(f"device {arguments.device}: expected cpu" + (" or cuda" if torch.cuda.is_available() else
                        ", as torch finds no GPU that it can use here"))  # fmt: skip
+    if arguments.int8 is not None and (arguments.triton is not None or arguments.format != "onnx"):
+        raise BadInput("int8: 8-bit integers are written as a file of ONNX")
     if arguments.triton is not None and arguments.out is not None:
         raise BadInput("out: with --triton the files have the names that the server wants")
     name, path = _names(arguments)
@@ -72,7 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
                                                  max_batch=arguments.max_batch, gpu=arguments.device == "cuda",
                                                  **common)  # fmt: skip
         else:
-            done = exporting.save(model, path, arguments.format, runtime=arguments.runtime,
+            calibration = None if arguments.int8 is None else _calibration(arguments.int8, model, size)
+            done = exporting.save(model, path, arguments.format, runtime=arguments.runtime, calibration=calibration,
                                   name=arguments.timm and f"timm/{arguments.timm}", **common)  # fmt: skip
     except AlreadyThere as error:
         raise BadInput(f"{error.filename}: exists already; --force replaces it") from None
@@ -119,6 +127,14 @@ def _model(arguments: argparse.Namespace) -> nn.Module:
     return model.eval()
 
 
+def _calibration(source: str, model: nn.Module, size: tuple[int, int] | None) -> Calibration:
+    """From a file, or of pictures, which are resized to ``size`` or 512x512."""
+    if source.endswith(".safetensors"):
+        return Calibration.load(source)
+    found = files.find([source])[:_PICTURES]
+    return calibrate(model, (images.load(str(picture.path), size or (512, 512)) for picture in found))
+
+
 def _print(done: exporting.Exported, arguments: argparse.Namespace) -> None:
     shown, recorded = report.console(), done.recorded
     shown.print(f"wrote {done.path}" + (f" ({_megabytes(done.path)})"))
@@ -136,9 +152,12 @@ def _print(done: exporting.Exported, arguments: argparse.Namespace) -> None:
     table.add_row(
         "head", f"1x1 convolutions over concatenated streams: {moved} (--commute-head {arguments.commute_head})"
     )
+    if recorded.integers:
+        table.add_row("int8", f"{len(recorded.integers)} convolutions multiply 8-bit integers")
     if done.errors:
+        allowed = check.TOLERANCE_OF_INTEGERS if recorded.integers else check.TOLERANCE
         shapes = ", ".join(f"{shape}: {error:.1e}" for shape, error in done.errors.items())
-        table.add_row("checked", f"relative error of {shapes} (allowed: {check.TOLERANCE:.0e})")
+        table.add_row("checked", f"relative error of {shapes} (allowed: {allowed:.0e})")
     shown.print(table)
     if arguments.checkpoint is None:
         shown.print("random weights: pass --checkpoint FILE for trained ones")

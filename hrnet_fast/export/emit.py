@@ -1,12 +1,13 @@
 """Steps as a module that computes them in PyTorch's own operators, for images of any size."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hrnet_fast.network.integers import Factor, Integers, rounded
 from hrnet_fast.network.nodes import Constant, Graph, Node, Refused, Value
 from hrnet_fast.network.sizes import Known, Numbers, Product, Sizes
 from hrnet_fast.network.sums import Step, Sum, Up, Weight
@@ -21,14 +22,18 @@ class Emitted(nn.Module):
         graph: the network.
         steps: made of it.
         sizes: the graph beside recordings of other sizes.
+        factors: what some weights multiply; these convolutions have weights and images rounded as for 8-bit integers.
 
     Raises:
         Refused: a size, or a weight, depends on the image in a way that cannot be written down.
     """
 
-    def __init__(self, graph: Graph, steps: Sequence[Step], sizes: Sizes):
+    def __init__(
+        self, graph: Graph, steps: Sequence[Step], sizes: Sizes, factors: Mapping[Weight, Factor] | None = None
+    ):
         super().__init__()
-        self._graph, self._sizes, self._known = graph, sizes, Known(sizes)
+        self.graph, self.sizes, self._known = graph, sizes, Known(sizes)
+        self._factors = factors or {}
         self._names: dict[tuple, str] = {}  # of the buffers
         self._program: list[Callable[[Tensors], None]] = []
         self._emitted: set[Constant] = set()
@@ -49,11 +54,16 @@ class Emitted(nn.Module):
 
     def compute(self, inputs: Sequence[Tensor]) -> Any:
         """The same of a network that takes several tensors, in the order of the graph's inputs."""
-        tensors: Tensors = dict(zip(self._graph.inputs, inputs, strict=True))
+        tensors: Tensors = dict(zip(self.graph.inputs, inputs, strict=True))
         for run in self._program:
             run(tensors)
-        results = [self._get(tensors, x) if isinstance(x, (Value, Constant)) else x for x in self._graph.results]
-        return self._graph.build(results)
+        results = [self._get(tensors, x) if isinstance(x, (Value, Constant)) else x for x in self.graph.results]
+        return self.graph.build(results)
+
+    @property
+    def kernels(self) -> dict[Weight, str]:
+        """The buffer of each convolution's weight."""
+        return {key[0]: name for key, name in self._names.items() if key[1:] == ("kernel",)}
 
     def _get(self, tensors: Tensors, x: Value | Constant) -> Tensor:
         return tensors[x] if x in tensors else getattr(self, self._names[(x,)])
@@ -67,7 +77,7 @@ class Emitted(nn.Module):
 
     def _place(self, constant: Constant) -> None:
         """Makes a constant available: as a buffer, or computed where it depends on the size of the image."""
-        if constant not in self._sizes.varying:
+        if constant not in self.sizes.varying:
             self._buffer((constant,), constant.value)
         elif constant not in self._emitted:
             self._call(constant.node)
@@ -90,7 +100,7 @@ class Emitted(nn.Module):
         for k, x in enumerate(node.leaves):
             if isinstance(x, Constant):
                 self._place(x)
-            elif (differing := self._sizes.argument(node, k)) is not None:
+            elif (differing := self.sizes.argument(node, k)) is not None:
                 numbers[k] = self._number(differing)
 
         def run(tensors: Tensors) -> None:
@@ -112,21 +122,36 @@ class Emitted(nn.Module):
 
     def _convolution(self, weight: Weight, stride: int = 1) -> Callable[[Tensor], Tensor]:
         constants = [weight.weight, weight.bias, *(c for norm in weight.norms for c in norm)]
-        if any(c in self._sizes.varying for c in constants if isinstance(c, Constant)):
+        if any(c in self.sizes.varying for c in constants if isinstance(c, Constant)):
             raise Refused("the weights of a convolution depend on the size of the image")
         kernel = self._buffer((weight, "kernel"), lambda: weight.kernel(weight.weight.dtype))
         shift, padding = weight.shift(weight.weight.dtype), weight.shape[2] // 2
         bias = None if shift is None else self._buffer((weight, "shift"), lambda: shift)
+
+        if weight in self._factors:
+            return self._rounded(weight, stride)
 
         def convolve(x: Tensor) -> Tensor:
             return F.conv2d(x, getattr(self, kernel), None if bias is None else getattr(self, bias), stride, padding)
 
         return convolve
 
+    def _rounded(self, weight: Weight, stride: int) -> Callable[[Tensor], Tensor]:
+        made, padding = Integers.of(weight.kernel(), weight.shift(), self._factors[weight]), weight.shape[2] // 2
+        step, zero = made.rounding
+        kernel = self._buffer((weight, "rounded"), made.kernel)
+        bias = self._buffer((weight, "corrected"), lambda: made.bias)
+
+        def convolve(x: Tensor) -> Tensor:
+            x = (rounded(x, made.rounding) - zero) * step
+            return F.conv2d(x, getattr(self, kernel), getattr(self, bias), stride, padding)
+
+        return convolve
+
     def _enlargement(self, up: Up, output: Value) -> Callable[[Tensors], Tensor]:
         convolve = None if up.weight is None else self._convolution(up.weight)
         align = up.align_corners if up.mode == "bilinear" else None
-        rows, columns = self._sizes.of(output)[2:]
+        rows, columns = self.sizes.of(output)[2:]
         scale = self._scale(up.value, (rows, columns))
         if scale is None:
             # in the terms of the tensors that are there before this step
@@ -141,7 +166,7 @@ class Emitted(nn.Module):
 
     def _scale(self, value: Value, sides: tuple[Numbers, Numbers]) -> float | None:
         """The whole factor that both sides grow by, whatever the size; runtimes need not compute sizes then."""
-        own = self._sizes.of(value)[2:]
+        own = self.sizes.of(value)[2:]
         if not own or all(len(set(numbers)) == 1 for numbers in sides):
             return None
         factors = {n / s for numbers, sizes in zip(sides, own) for n, s in zip(numbers, sizes)}
@@ -149,8 +174,8 @@ class Emitted(nn.Module):
         return scale if not factors and scale == int(scale) else None
 
     def _sum(self, step: Sum) -> None:
-        output = self._sizes.of(step.output)[2:]  # its channels may be those of the projection
-        if any(self._sizes.of(value)[2:] != output for value in step.identities):
+        output = self.sizes.of(step.output)[2:]  # its channels may be those of the projection
+        if any(self.sizes.of(value)[2:] != output for value in step.identities):
             raise Refused("whether images are enlarged before they are added depends on the size")
         convolutions = [(c.value, self._convolution(c.weight, c.stride)) for c in step.convs]
         enlargements = [self._enlargement(up, step.output) for up in step.ups]

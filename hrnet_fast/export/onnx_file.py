@@ -14,6 +14,7 @@ import torch
 from torch.export import ExportedProgram
 
 from hrnet_fast.export.packages import needed
+from hrnet_fast.export.quantize import quantize
 from hrnet_fast.export.record import Recorded
 
 OPSETS = (18, 23)  # the oldest that torch's exporter writes, and the newest that was tried
@@ -49,6 +50,8 @@ def write(recorded: Recorded, path: Path, metadata: Mapping[str, str], opset: in
         logger.setLevel(level)
     _strip(proto)
     _name_sizes(proto)
+    if recorded.integers:
+        quantize(proto, recorded.integers)
     del proto.metadata_props[:]
     for key, value in metadata.items():
         proto.metadata_props.add(key=key, value=value)

@@ -11,11 +11,14 @@ from torch.export import Dim, ExportedProgram
 
 from hrnet_fast.export.emit import Emitted
 from hrnet_fast.network import record as network
+from hrnet_fast.network.integers import Factor, Integers, multiplied
+from hrnet_fast.network.names import names
 from hrnet_fast.network.nodes import Constants, Graph, Refused
 from hrnet_fast.network.passes import Choice, no_streams, steps_of
 from hrnet_fast.network.passes.fold_norms import NORMS
 from hrnet_fast.network.sizes import Sizes
-from hrnet_fast.network.sums import Step, Sum
+from hrnet_fast.network.sums import Step, Sum, Weight
+from hrnet_fast.runtime.calibration import Calibration
 
 MULTIPLE = 32  # pixels: what the sides of an image must be divisible by where upsampling doubles sizes exactly
 # What is recorded: odd and even, high and wide, small and large, for networks that branch on sizes. A batch of 1 would
@@ -35,10 +38,18 @@ class Recorded(NamedTuple):
     folded: int  # BatchNorms that went into their convolutions
     unfolded: int  # BatchNorms that did not follow a convolution
     commuted: int  # 1x1 convolutions over a concatenation that were moved in front of the upsamplings
+    # in int8: of each convolution's weight, by its name in the program, what it multiplies and becomes; and the same
+    # network with everything rounded that is to be rounded, in float32
+    integers: dict[str, Integers] = {}  # noqa: RUF012
+    rounded: nn.Module | None = None
 
 
 def record(
-    model: nn.Module, choose: Choice = no_streams, size: tuple[int, int] | None = None, in_chans: int | None = None
+    model: nn.Module,
+    choose: Choice = no_streams,
+    size: tuple[int, int] | None = None,
+    in_chans: int | None = None,
+    calibration: Calibration | None = None,
 ) -> Recorded:
     """Records a network in evaluation and float32.
 
@@ -49,11 +60,12 @@ def record(
             ``preferences.choice`` returns).
         size: (H, W) in pixels for a graph of one size, which some runtimes run faster; None: any size.
         in_chans: channels of the image; None: those of the first convolution.
+        calibration: what convolutions multiply, for int8; None: all in float32.
 
     Raises:
         TypeError: not an nn.Module.
         ValueError: the network is compiled or scripted, refuses the size, cannot be recorded, or holds operators that
-            are not PyTorch's own.
+            are not PyTorch's own; or the calibration is of another one.
     """
     plain = in_evaluation(model)
     like = next((p for p in plain.parameters() if p.dim() == 4), None)
@@ -61,10 +73,20 @@ def record(
         raise ValueError("model: it has no convolution, so that it cannot be an HRNet")
     channels = like.shape[1] if in_chans is None else in_chans
     emitted, steps, multiple, shape = _emitted(plain, like, channels, choose, size)
+    integers, rounded = {}, None
+    if calibration is not None:
+        factors = _factors(plain, emitted.graph, steps, calibration)
+        rounded = Emitted(emitted.graph, steps, emitted.sizes, factors)
+        integers = {emitted.kernels[w]: Integers.of(w.kernel(), w.shift(), f) for w, f in factors.items()}
     example = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(like.device)
     program = _export(emitted, example, multiple, size)
     count = len(program.graph_signature.user_outputs)
-    return Recorded(program, example, multiple, size, _names(model, count), *_counts(steps))
+    return Recorded(program, example, multiple, size, _names(model, count), *_counts(steps), integers, rounded)
+
+
+def _factors(model: nn.Module, graph: Graph, steps: list[Step], calibration: Calibration) -> dict[Weight, Factor]:
+    name_of = names(model, steps)
+    return {w: Factor.of(*calibration.of(name_of[w], w.shape[1])) for w in multiplied(graph, steps)}
 
 
 def _emitted(

@@ -8,6 +8,7 @@ other processes and other machines.
 import hashlib
 import json
 import logging
+import re
 import struct
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,8 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from hrnet_fast.files import whole_file
-from hrnet_fast.network.nodes import Constant
-from hrnet_fast.network.sums import Conv, Step, Sum, Up, Weight
+from hrnet_fast.network.names import names
+from hrnet_fast.network.nodes import Constants
+from hrnet_fast.network.passes import steps_of
+from hrnet_fast.network.record import record
+from hrnet_fast.network.sums import Conv, Up, Weight
 from hrnet_fast.runtime.arguments import Arguments
 from hrnet_fast.runtime.statistics import Statistics, check_ranges
 from hrnet_fast.runtime.watch import Recording, watch
@@ -55,13 +59,30 @@ class Calibration:
         Raises:
             ValueError: there is no such convolution, or it has other channels: this is of another network.
         """
-        found = self.activations.get(name)
+        found = self.activations.get(name) or self._joined(name)
         if found is None:
             raise ValueError(f"calibration: it is of another network: it knows no convolution {name!r}")
         if channels is not None and found.mean.numel() != channels:
             raise ValueError(f"calibration: it is of another network: {name!r} has {channels} input channels, "
                              f"there it has {found.mean.numel()}")  # fmt: skip
         return found
+
+    def _joined(self, name: str) -> Activation | None:
+        """Of a convolution whose sources were looked at one by one: it multiplies them side by side."""
+        parts = {}
+        for key, found in self.activations.items():
+            part = re.fullmatch(re.escape(name) + r"\[(\d+):(\d+)\]", key)
+            if part is not None:
+                parts[int(part[1])] = int(part[2]), found
+        first, activations = 0, []
+        while first in parts:
+            first, found = parts.pop(first)
+            activations.append(found)
+        if parts or not activations:
+            return None
+        high = max(a.high for a in activations)
+        return Activation(-high if any(a.low < 0 for a in activations) else 0.0, high,
+                          torch.cat([a.mean for a in activations]))  # fmt: skip
 
     def save(self, path: str | PathLike) -> None:
         """Writes NAME.safetensors, which every machine can read; a file that is there is replaced.
@@ -116,6 +137,18 @@ class Calibration:
         raise ValueError(f"path: {fspath(path)!r} is a damaged calibration (its checksum differs)")
 
 
+def _recorder(model: nn.Module) -> Callable[[Arguments], Recording]:
+    constants = Constants()
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
+
+    def recorded(call: Arguments) -> Recording:
+        args, kwargs = call.like(lambda t: torch.empty_like(t, dtype=dtype if t.is_floating_point() else t.dtype))
+        graph = record(model, args, kwargs, constants=constants)
+        return Recording(graph, steps_of(graph), None)
+
+    return recorded
+
+
 def _checksum(about: Mapping, means: Mapping[str, Tensor]) -> str:
     made = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(means):
@@ -124,64 +157,27 @@ def _checksum(about: Mapping, means: Mapping[str, Tensor]) -> str:
     return made.hexdigest()
 
 
-def names(model: nn.Module, steps: list[Step]) -> dict[Weight, str]:
-    """A name for the weight of every convolution: that of its parameter, the same in recordings of all shapes.
-
-    Input channels that a sum takes alone are a part of it: "head.weight[48:144]". A weight that is computed from
-    parameters is "computed 0", "computed 1" and so on, in the order of the steps. What another weight has been called,
-    of the same parameter with another norm, gets " 2".
-
-    Args:
-        model: that was recorded.
-        steps: of the recording.
-    """
-    known: dict[int, str] = {}
-    tensors = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
-    for prefix, module in model.named_modules():  # tensors that are plain attributes are recorded, too
-        tensors += [(f"{prefix}.{k}" if prefix else k, v) for k, v in vars(module).items() if isinstance(v, Tensor)]
-    for name, tensor in tensors:
-        known.setdefault(id(tensor), name)
-    computed: dict[Constant, str] = {}
-    made: dict[Weight, str] = {}
-    taken: set[str] = set()
-    for weight in (w for s in steps if isinstance(s, Sum) for w in s.weights()):
-        if weight in made:
-            continue
-        constant = weight.weight
-        name = known.get(id(constant.tensor)) if constant.tensor is not None else None
-        if name is None:
-            name = computed.setdefault(constant, f"computed {len(computed)}")
-        if weight.inputs is not None:
-            name += f"[{weight.inputs[0]}:{weight.inputs[1]}]"
-        again, free = 1, name
-        while free in taken:
-            again += 1
-            free = f"{name} {again}"
-        made[weight] = free
-        taken.add(free)
-    return made
-
-
 def calibrate(
     model: nn.Module,
-    record_steps: Callable[[Arguments], Recording],
     images: Tensor | Iterable,
     *,
     ranges: str = "mse",
     kwargs: dict[str, Any] | None = None,
+    record_steps: Callable[[Arguments], Recording] | None = None,
 ) -> Calibration:
     """Runs a network in float32 on some images and notes what its convolutions multiply.
 
     Args:
         model: the network, in evaluation; it is left as it is, and does not run itself.
-        record_steps: the network for arguments of these shapes; it is called for each new shape (eight are kept), raises
-            ``Refused`` if there is none, and may raise TypeError or ValueError for what the model does not take.
         images: a tensor [N, C, H, W], of which one image at a time is run; or an iterable of what the model takes, of any
             shapes: a tensor [N, C, H, W] or [C, H, W]; a tuple stands for several positional arguments, a list does not:
             of a DataLoader with labels take ``(image for image, label in loader)``. They are moved to the model's device.
         ranges: from where on numbers are cut off. "mse": where rounding and cutting off give the least squared error
             together; "max": nowhere; "99.99%": this share of the numbers is kept.
         kwargs: keyword arguments of every call.
+        record_steps: the network for arguments of these shapes; it is called for each new shape (eight are kept), raises
+            ``Refused`` if there is none, and may raise TypeError or ValueError for what the model does not take. None:
+            the model is recorded.
 
     Raises:
         TypeError: ``images`` is nothing that gives images.
@@ -201,6 +197,7 @@ def calibrate(
         for name in readers:
             found[name] = found[name] + one if name in found else one
 
+    record_steps = record_steps or _recorder(model)
     count, constant = watch(model, record_steps, images, kwargs or {}, see, lambda s: name_of.update(names(model, s)))
     if not count:
         raise ValueError("calibration: there are no images at all")

@@ -192,7 +192,8 @@ class OptimizedModel(nn.Module):
         if not isinstance(found, Calibration):
             _, kwargs = example.build(example.leaves)
             with torch.inference_mode(False):
-                found = calibrate(model, self._recorder(), found, ranges=settings["ranges"], kwargs=kwargs)
+                found = calibrate(model, found, ranges=settings["ranges"], kwargs=kwargs,
+                                  record_steps=self._recorder())  # fmt: skip
         return self._checked(found)
 
     def _checked(self, found: Calibration) -> Calibration:

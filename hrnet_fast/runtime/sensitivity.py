@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hrnet_fast.network.integers import Factor, in_bytes, rounded
+from hrnet_fast.network.names import names
 from hrnet_fast.network.sums import Conv, Up, Weight
 from hrnet_fast.runtime.arguments import Arguments
-from hrnet_fast.runtime.calibration import Calibration, names
-from hrnet_fast.runtime.cpu.packed_weights import in_bytes
-from hrnet_fast.runtime.cpu.steps import Factor
+from hrnet_fast.runtime.calibration import Calibration
 from hrnet_fast.runtime.watch import Recording, watch
 
 
@@ -62,10 +62,8 @@ def sensitivity(
             padding, stride = kernel.shape[2] // 2, getattr(term, "stride", 1)
             exact = F.conv2d(image, kernel, None, stride, padding)
             bias, scale, (integers,) = in_bytes([kernel], torch.zeros(len(kernel)), (factor,))
-            step, zero = factor.rounding
-            rounded = (image / step + zero).round().clamp(0, 255)
-            rounded = F.pad(rounded, [padding] * 4, value=float(zero))
-            made = F.conv2d(rounded, integers.float(), None, stride) * scale.view(-1, 1, 1) + bias.view(-1, 1, 1)
+            x = F.pad(rounded(image, factor.rounding), [padding] * 4, value=float(factor.rounding.zero))
+            made = F.conv2d(x, integers.float(), None, stride) * scale.view(-1, 1, 1) + bias.view(-1, 1, 1)
             found = squares.setdefault(name, [0.0, 0.0])
             found[0] += float((made - exact).double().square().sum())
             found[1] += float(exact.double().square().sum())

@@ -12,17 +12,17 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hrnet_fast.network.integers import Factor, multiplied
+from hrnet_fast.network.names import names
 from hrnet_fast.network.nodes import Constant, Constants, Graph, Refused, Value
 from hrnet_fast.network.passes import steps_of
 from hrnet_fast.network.record import record
-from hrnet_fast.network.sums import Call, Step, Sum, Weight, exchanges
+from hrnet_fast.network.sums import Call, Step, Weight, exchanges
 from hrnet_fast.network.trees import flatten
 from hrnet_fast.network.untouched import restored
 from hrnet_fast.runtime import trial
 from hrnet_fast.runtime.arguments import Arguments
-from hrnet_fast.runtime.calibration import names
 from hrnet_fast.runtime.cpu import planned
-from hrnet_fast.runtime.cpu.steps import Factor
 from hrnet_fast.runtime.cuda_graphs import GraphedModule
 from hrnet_fast.runtime.cuda_streams import Branches
 from hrnet_fast.runtime.torch_steps import TorchPlan, TorchSteps
@@ -169,7 +169,7 @@ class Ways:
         if why is not None:
             return None, why
         try:
-            plan = self._planned.prepare(graph, steps, torch.int8, self._multiplied(steps))
+            plan = self._planned.prepare(graph, steps, torch.int8, self._multiplied(graph, steps))
         except Refused as error:
             return None, str(error)
         if not self._integers_pay:
@@ -181,12 +181,10 @@ class Ways:
                 return None, self._why_not_integers
         return plan, None
 
-    def _multiplied(self, steps: list[Step]) -> dict[Weight, Factor]:
+    def _multiplied(self, graph: Graph, steps: list[Step]) -> dict[Weight, Factor]:
         """What each convolution multiplies in bytes; those that are to stay wide are not there."""
         name_of, made = names(self._model, steps), {}
-        for weight in (
-            t.weight for s in steps if isinstance(s, Sum) for t in (*s.convs, *s.ups) if t.weight is not None
-        ):
+        for weight in multiplied(graph, steps):
             name = name_of[weight]
             if any(fnmatch.fnmatchcase(name, pattern) for pattern in self._settings["keep"]):
                 continue

@@ -12,14 +12,16 @@ from torch.nn import functional as F
 
 import hrnet_fast as hf
 from hrnet_fast.models import randomize
+from hrnet_fast.network.names import names
 from hrnet_fast.network.nodes import Constants
 from hrnet_fast.network.passes import steps_of
 from hrnet_fast.network.record import record
 from hrnet_fast.network.sums import Sum
 from hrnet_fast.runtime.arguments import Arguments
-from hrnet_fast.runtime.calibration import Activation, Calibration, Recording, calibrate, names
+from hrnet_fast.runtime.calibration import Activation, Calibration, calibrate
 from hrnet_fast.runtime.normalization import Normalization
 from hrnet_fast.runtime.torch_steps import TorchSteps
+from hrnet_fast.runtime.watch import Recording
 
 
 def recorder(model, normalization=None, seen=None):
@@ -36,7 +38,7 @@ def recorder(model, normalization=None, seen=None):
 
 
 def of_images(model, images, **kwargs):
-    return calibrate(model, recorder(model), images, **kwargs)
+    return calibrate(model, images, **kwargs)
 
 
 def steps_for(model, size):
@@ -133,7 +135,7 @@ def test_normalization_is_applied():
     model, mean, std = network(fast=False), (120.0, 110.0, 100.0), (60.0, 50.0, 70.0)
     images = (torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(1)) * 255).round()
     normalization = Normalization(mean, std)
-    found = calibrate(model, recorder(model, normalization), images)
+    found = calibrate(model, images, record_steps=recorder(model, normalization))
     expected = of_images(model, normalization(images))
     for name, one in expected.activations.items():
         two = found.of(name)
@@ -175,7 +177,7 @@ def test_a_shape_is_recorded_once():
     model, seen = network(fast=False), []
     x = image((64, 64), 1)
     images = [x, image((32, 96), 1), x * 2, image((32, 96), 1), image((64, 64), 2)]
-    found = calibrate(model, recorder(model, seen=seen), images)
+    found = calibrate(model, images, record_steps=recorder(model, seen=seen))
     assert seen == [(1, 3, 64, 64), (1, 3, 32, 96), (2, 3, 64, 64)] and found.images == 6
 
 
@@ -231,7 +233,7 @@ def test_keyword_arguments_are_those_of_every_call():
 
     model, x = Scaled().eval(), image((8, 8), 4)
     given = {"offset": torch.full((1, 3, 1, 1), 100.0), "factor": 2.0}
-    found = calibrate(model, recorder(model), x, kwargs=given, ranges="max")
+    found = calibrate(model, x, kwargs=given, ranges="max")
     assert found.of("conv.weight").high == pytest.approx(((x + 100) * 2).max().item())
 
 
@@ -248,8 +250,8 @@ def test_optimized_networks_record_for_it():
     model, x = network(fast=False), image((64, 64), 1)
     ways = hf.optimize(model, x, mean=(0.5, 0.5, 0.5), std=(2.0, 2.0, 2.0))._ways
     images = image((64, 64), 4)
-    found = calibrate(model, ways.record, images)
-    expected = calibrate(model, recorder(model, Normalization((0.5,) * 3, (2.0,) * 3)), images)
+    found = calibrate(model, images, record_steps=ways.record)
+    expected = calibrate(model, images, record_steps=recorder(model, Normalization((0.5,) * 3, (2.0,) * 3)))
     assert [a[:2] for a in found.activations.values()] == [a[:2] for a in expected.activations.values()]
 
 
@@ -300,13 +302,15 @@ def test_what_gives_no_images(images):
 
 def test_ranges_are_checked_before_the_work():
     with pytest.raises(ValueError, match="ranges: expected"):
-        calibrate(None, None, None, ranges="entropy")
+        calibrate(None, None, ranges="entropy")
 
 
 def test_integers_are_not_normalized_in_silence():
     model = network(fast=False)
     with pytest.raises(ValueError, match="does not take image 0, .*uint8: mean and std are for images of a floating"):
-        calibrate(model, recorder(model, Normalization((120.5,) * 3, (60.5,) * 3)), image((64, 64), 4).byte())
+        calibrate(
+            model, image((64, 64), 4).byte(), record_steps=recorder(model, Normalization((120.5,) * 3, (60.5,) * 3))
+        )
 
 
 def test_infinite_values_in_the_network():

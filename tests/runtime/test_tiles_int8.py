@@ -9,13 +9,14 @@ from torch.nn import functional as F
 
 import hrnet_fast as hf
 from hrnet_fast.models import randomize
+from hrnet_fast.network.integers import Factor, Rounding, in_bytes, multiplied
 from hrnet_fast.network.nodes import Constants
 from hrnet_fast.network.passes import steps_of
 from hrnet_fast.network.record import record
 from hrnet_fast.network.sums import Sum
 from hrnet_fast.runtime.cpu import tiled_steps
-from hrnet_fast.runtime.cpu.packed_weights import PackedWeights, in_bytes
-from hrnet_fast.runtime.cpu.steps import Convolution, Exchange, Factor, Reorder, Restore, Rounding, TorchCall
+from hrnet_fast.runtime.cpu.packed_weights import PackedWeights
+from hrnet_fast.runtime.cpu.steps import Convolution, Exchange, Reorder, Restore, TorchCall
 from hrnet_fast.runtime.cpu.tiled_program import TiledProgram
 from hrnet_fast.tolerances import relative_error
 
@@ -23,27 +24,18 @@ pytestmark = pytest.mark.skipif(hf.library.extension_error is not None, reason="
 LEVELS = [] if hf.library.extension_error else torch.ops.hrnet_fast.cpu_capabilities().split()
 
 
-def weights_of(steps) -> list:
-    terms = [t for s in steps if isinstance(s, Sum) for t in (*s.convs, *s.ups)]
-    return [(t.value, t.weight) for t in terms if t.weight is not None]
-
-
-def random_factors(steps, chance: random.Random) -> dict:
+def random_factors(graph, steps, chance: random.Random) -> dict:
     """Roundings that fit numbers of about 1, with and without negative ones."""
-    made = {}
-    of_value = {}
-    for value, weight in weights_of(steps):
-        if value not in of_value:
-            rounding = Rounding(2.0 ** chance.uniform(-8, -5), chance.choice([0, 128]))
-            of_value[value] = Factor(rounding, torch.rand(value.shape[1]))
-        made[weight] = of_value[value]
-    return made
+    return {
+        weight: Factor(Rounding(2.0 ** chance.uniform(-8, -5), chance.choice([0, 128])), torch.rand(weight.shape[1]))
+        for weight in multiplied(graph, steps)
+    }
 
 
 def lowered_in_bytes(module: nn.Module, *inputs: Tensor, chance: random.Random):
     graph = record(module.eval(), inputs, constants=Constants())
     steps = steps_of(graph)
-    return tiled_steps.lower(graph, steps, None, random_factors(steps, chance))
+    return tiled_steps.lower(graph, steps, None, random_factors(graph, steps, chance))
 
 
 def run_of(lowered):
@@ -239,7 +231,7 @@ def test_bytes_are_rounded_to_the_nearest_and_stay_in_their_range():
         x = values.view(1, 1, 1, -1)
         graph = record(Copy().eval(), (x,), constants=Constants())
         steps = steps_of(graph)
-        factors = {w: Factor(Rounding(1.0, zero), torch.zeros(1)) for _, w in weights_of(steps)}
+        factors = {s.convs[0].weight: Factor(Rounding(1.0, zero), torch.zeros(1)) for s in steps if isinstance(s, Sum)}
         (y,) = run_of(tiled_steps.lower(graph, steps, None, factors))[0](x)
         expected = (values + zero).round().clamp(0, 255) - zero
         # zero itself is what is left of two large numbers

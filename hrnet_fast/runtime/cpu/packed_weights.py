@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.folding import rounded
+from hrnet_fast.network.integers import Factor, in_bytes
 from hrnet_fast.network.sums import Weight
-from hrnet_fast.runtime.cpu.steps import DIRECT, PAIRS, Convolution, Exchange, Factor
+from hrnet_fast.runtime.cpu.steps import DIRECT, PAIRS, Convolution, Exchange
 
 _LARGEST, _ALIGNMENT = 4 << 20, 64  # bytes
 
@@ -167,33 +168,6 @@ class PackedWeights:
         if found is None:
             found = self._known[key] = Packed(*self._slabs.take(size), size, fill, parts)
         return found
-
-
-def in_bytes(kernels: list[Tensor], bias: Tensor, factors: tuple[Factor, ...]) -> tuple[Tensor, Tensor, list[Tensor]]:
-    """Convolutions whose results are added up, as sums of products of bytes: scale * sum(integers * bytes) + bias.
-
-    Each output channel has one scale, for all sources: the sum is one. What rounding the weights does to the mean of a
-    channel is taken out of the bias.
-
-    Args:
-        kernels: of each source, [c_out, c_in, k, k] float32.
-        bias: [c_out].
-        factors: what they multiply.
-
-    Returns:
-        The bias and the scale [c_out] in float32, and the integers of each kernel in int8, from -127 to 127.
-    """
-    steps = [k.double() * f.rounding.step for k, f in zip(kernels, factors, strict=True)]
-    peak = torch.stack([s.abs().amax((1, 2, 3)) for s in steps]).amax(0)
-    scale = torch.where(peak > 0, peak / 127, 1.0).float().double()
-    bias, integers = bias.double(), []
-    for step, factor in zip(steps, factors):
-        integer = (step / scale.view(-1, 1, 1, 1)).round().clamp(-127, 127)
-        bias = bias - factor.rounding.zero * scale * integer.sum((1, 2, 3))
-        lost = (integer * scale.view(-1, 1, 1, 1) - step).sum((2, 3))
-        bias = bias - lost @ (factor.mean.double() / factor.rounding.step)
-        integers.append(integer.to(torch.int8))
-    return bias.float(), scale.float(), integers
 
 
 def _joined(tensors: list[Tensor], dim: int) -> Tensor:

@@ -3,12 +3,11 @@
 import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from hrnet_fast.call import MAX_INPUTS
+from hrnet_fast.network.integers import Factor, Rounding
 from hrnet_fast.network.nodes import Graph, Refused, Value
 from hrnet_fast.network.sums import Call, Conv, Step, Sum, Up, Weight
 from hrnet_fast.runtime.normalization import Normalization
@@ -19,25 +18,6 @@ PAIRS = 3  # added to it: factors in bfloat16, two channels a multiplication
 TILES = 6  # not of it: products of tiles in bfloat16
 
 IsPacked = Callable[[tuple[tuple[Weight, ...], ...], int], bool]
-
-
-class Rounding(NamedTuple):
-    """An image in bytes: byte = number / step + zero."""
-
-    step: float
-    zero: int  # 0, or 128 where there are negative numbers
-
-
-class Factor(NamedTuple):
-    """An image whose bytes are multiplied."""
-
-    rounding: Rounding
-    mean: Tensor  # of each channel [c], in float32
-
-    @classmethod
-    def of(cls, low: float, high: float, mean: Tensor) -> "Factor":
-        """For an image whose numbers are cut off at ``high``, and at ``low``: 0 or ``-high``."""
-        return cls(Rounding(high / 127, 128) if low < 0 else Rounding(high / 255, 0), mean)
 
 
 @dataclass(eq=False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from hrnet_fast.network.integers import Factor
 from hrnet_fast.network.nodes import Graph, Refused, Value
 from hrnet_fast.network.sums import Conv, Step, Up, Weight
 from hrnet_fast.runtime.cpu.steps import (
@@ -9,7 +10,6 @@ from hrnet_fast.runtime.cpu.steps import (
     Buffer,
     Convolution,
     Exchange,
-    Factor,
     Image,
     Lowered,
     Lowering,
@@ -56,7 +56,7 @@ class _TiledLowering(Lowering):
         if self._factors is None:
             _widen(self._operations)
         else:
-            _round(self._operations, self._factors, set(inputs))
+            _round(self._operations, self._factors)
         add_in_place(made, results)
         return Lowered(inputs, made, outputs, self._results, left, self._graph.dtype)
 
@@ -134,17 +134,9 @@ def _widen(operations: list[Operation]) -> None:
             op.residual.buffer.wide = op.output.buffer.wide = True
 
 
-def _round(operations: list[Operation], factors: Mapping[Weight, Factor], inputs: set[Buffer]) -> None:
-    """Says which operations multiply bytes, and in which forms images have to be there.
-
-    What is added stays in bfloat16; the network's own images too: their first convolution costs little, and loses most.
-    """
+def _round(operations: list[Operation], factors: Mapping[Weight, Factor]) -> None:
+    """Says which operations multiply bytes, and in which forms images have to be there; what is added is in bfloat16."""
     makers = {op.output.buffer: op for op in operations if not isinstance(op, TorchCall)}
-
-    def given(image: Image) -> bool:
-        made = makers.get(image.buffer)
-        return isinstance(made, Reorder) and made.source in inputs
-
     plain: set[Buffer] = set()  # that somebody reads in bfloat16
     for op in operations:
         multiplied: list[tuple[Image, Weight]] = []
@@ -156,7 +148,7 @@ def _round(operations: list[Operation], factors: Mapping[Weight, Factor], inputs
             multiplied = [(image, weight) for image, weight in op.inputs if weight is not None]
             added = [image for image, weight in op.inputs if weight is None]
         found = [factors.get(weight) for _, weight in multiplied]
-        if not multiplied or None in found or any(given(image) for image, _ in multiplied):
+        if not multiplied or None in found:
             plain.update(image.buffer for image in op.reads())
             continue
         plain.update(image.buffer for image in added)
