@@ -30,6 +30,7 @@ from hrnet_fast.runtime.watch import Recording, watch
 
 _LOG = logging.getLogger("hrnet_fast")
 _FEW = 4  # images
+_PART = re.compile(r"(.*)\[(\d+):(\d+)\]")  # the name of a convolution of some of the input channels
 _SUFFIX, _KEY, _VERSION = ".safetensors", "hrnet_fast_calibration", 1
 
 
@@ -68,17 +69,19 @@ class Calibration:
         return found
 
     def _joined(self, name: str) -> Activation | None:
-        """Of a convolution whose sources were looked at one by one: it multiplies them side by side."""
-        parts = {}
+        """Of a convolution whose sources were looked at one by one, and that multiplies some of them side by side."""
+        asked = _PART.fullmatch(name)
+        base, first, last = (name, 0, None) if asked is None else (asked[1], int(asked[2]), int(asked[3]))
+        parts: dict[int, tuple[int, Activation]] = {}
         for key, found in self.activations.items():
-            part = re.fullmatch(re.escape(name) + r"\[(\d+):(\d+)\]", key)
-            if part is not None:
-                parts[int(part[1])] = int(part[2]), found
-        first, activations = 0, []
-        while first in parts:
-            first, found = parts.pop(first)
+            part = _PART.fullmatch(key)
+            if part is not None and part[1] == base:
+                parts[int(part[2])] = int(part[3]), found
+        activations = []
+        while first in parts and first != last:
+            first, found = parts[first]
             activations.append(found)
-        if parts or not activations:
+        if not activations or first != (max(end for end, _ in parts.values()) if last is None else last):
             return None
         high = max(a.high for a in activations)
         return Activation(-high if any(a.low < 0 for a in activations) else 0.0, high,

@@ -429,3 +429,16 @@ def test_another_network_is_refused():
     weight, name = next((w, n) for w, n in names(wide, steps_for(wide, (64, 64))).items() if w.shape[1] == 32)
     with pytest.raises(ValueError, match="of another network: '.*' has 32 input channels, there it has 16"):
         found.of(name, weight.shape[1])
+
+
+def test_convolutions_of_several_sources_have_what_each_of_them_has():
+    parts = {"head.weight[0:2]": Activation(0.0, 3.0, torch.tensor([1.0, 2.0])),
+             "head.weight[2:3]": Activation(-1.0, 1.0, torch.tensor([3.0])),
+             "head.weight[3:5]": Activation(0.0, 2.0, torch.tensor([4.0, 5.0])),
+             "other.weight": Activation(0.0, 9.0, torch.zeros(3))}  # fmt: skip
+    found = Calibration(parts, 1)
+    assert found.of("head.weight", 5).high == 3.0 and found.of("head.weight").low == -3.0
+    assert found.of("head.weight[2:5]").mean.tolist() == [3.0, 4.0, 5.0] and found.of("head.weight[3:5]").low == 0.0
+    for name in ("head.weight[0:4]", "head.weight[1:3]", "head", "other.weight[0:1]", "head.weight[0:9]"):
+        with pytest.raises(ValueError, match="of another network"):
+            found.of(name)
