@@ -102,7 +102,7 @@ def save(
         ImportError: a package that the format needs is missing.
         TypeError: ``model`` is not an nn.Module.
         ValueError: an unknown format or setting, a size that the network does not take, a network that cannot be
-            recorded, one whose file computes something else (relative error above 1e-4; in int8 above 3e-2, since a
+            recorded, one whose file computes something else (relative error above 1e-4; in int8 above 5e-2, since a
             sum between two steps may become either), or a calibration of another network or for another format.
     """
     if format not in FORMATS:

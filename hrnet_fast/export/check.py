@@ -12,9 +12,8 @@ from hrnet_fast.export.record import MULTIPLE, Recorded
 from hrnet_fast.tolerances import MODEL, relative_error
 
 TOLERANCE = MODEL[torch.float32]
-TOLERANCE_OF_INTEGERS = MODEL[
-    torch.bfloat16
-]  # beside the same roundings in PyTorch: sums on a border fall on either side
+# Beside the same roundings in PyTorch: a sum between two steps becomes either, and what follows differs (w18: 2.5e-2).
+TOLERANCE_OF_INTEGERS = 5e-2
 # (batch, height, width); the last is no multiple of anything
 _CASES = ((1, 64, 96), (3, 96, 64), (2, 75, 109))
 _CASES_OF_MULTIPLES = ((1, 64, 96), (3, 96, 64), (2, 128, 160))
