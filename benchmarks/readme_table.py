@@ -27,7 +27,7 @@ NETWORKS = tuple(  # README's first table, in this order, where it was measured
         "w18-classification-224x224",
         "w32-pose-256x192",
     )
-    for dtype in ("float32", "bfloat16")
+    for dtype in ("float32", "bfloat16", "int8")
 )
 ROWS = (  # the forms of this package, in this order, where they were measured
     "model-w48-512x512-float32", "model-w48-512x512-bfloat16", "model-w18-512x512-float32",

@@ -408,7 +408,9 @@ def test_every_table_stands_on_one_page():
         for marker in (f"<!-- {name}:begin -->", f"<!-- {name}:end -->"):
             assert sum(lines.count(marker) for lines in pages) == 1, marker
     machines = readme_table.by_machine(readme_table.ROOT / "benchmarks" / "results" / "engines")
-    assert machines and all(set(readme_table.NETWORKS) <= set(results) for results in machines)
+    everywhere = {name for name in readme_table.NETWORKS if not name.endswith("int8")}
+    assert machines and all(everywhere <= set(results) for results in machines)
+    assert set(readme_table.NETWORKS) <= {name for results in machines for name in results}
 
 
 def test_pages_that_include_a_table_are_left_alone(tmp_path):

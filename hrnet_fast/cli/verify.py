@@ -24,12 +24,13 @@ from hrnet_fast.tolerances import MODEL, OPERATOR, relative_error
 MODELS = ("hrnet_w18_small_v1", "hrnet_w18")
 MODEL_SIZE = (97, 129)  # not a multiple of 32, odd both ways
 OPTIMIZED_MODEL, OPTIMIZED_TASKS = "hrnet_w18_small_v1", TASKS
-OPTIMIZED_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+OPTIMIZED_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
 # Images (N, height, width), by the upsampling of the exchange units. Bilinear: on fewer pixels OCR's attention amplifies
 # bfloat16's rounding beyond the tolerance (64x96: 4.3e-2, plain PyTorch 2.6e-2). Nearest takes sizes whose quarter,
 # rounded up, is a multiple of 8: 61x94 becomes 16x24.
 OPTIMIZED_IMAGES = {"bilinear": ((1, 128, 192), (1, 131, 197)), "nearest": ((2, 64, 96), (2, 61, 94))}
-_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float64: "float64"}
+_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float64: "float64",
+          torch.int8: "int8"}  # fmt: skip
 
 
 @dataclass
@@ -141,12 +142,19 @@ def _optimized(lines: list[Line], reasons: dict[str, None], device: str) -> Iter
     for task in OPTIMIZED_TASKS:
         plain = randomize(create_model(OPTIMIZED_MODEL, task=task, fast=False).eval(), 0).to(device)
         for dtype in OPTIMIZED_DTYPES:
-            rounded = copy.deepcopy(plain).to(dtype).float()  # float32 weights that dtype holds: float64 has the same
+            integers = dtype == torch.int8
+            if integers and device != "cpu":
+                continue
+            # float32 weights that dtype holds: float64 has the same
+            rounded = copy.deepcopy(plain) if integers else copy.deepcopy(plain).to(dtype).float()
             exact, optimized = copy.deepcopy(rounded).double(), None
             for n, *size in OPTIMIZED_IMAGES[official_interpolation(task)[0]]:
-                image = torch.randn(n, 3, *size, generator=torch.Generator().manual_seed(0)).to(device, dtype)
+                image = torch.randn(n, 3, *size, generator=torch.Generator().manual_seed(0)).to(device)
+                image = image if integers else image.to(dtype)
                 if optimized is None:
-                    optimized = optimize(rounded, image, dtype=dtype)
+                    optimized = optimize(
+                        rounded, image, dtype=dtype, calibration=_calibration(size) if integers else None
+                    )
                     line = Line(f"{OPTIMIZED_MODEL} {task}", f"optimize, {optimized.engine}, on {device}", dtype,
                                 MODEL[dtype])  # fmt: skip
                 with torch.inference_mode():
@@ -159,6 +167,10 @@ def _optimized(lines: list[Line], reasons: dict[str, None], device: str) -> Iter
                 reasons[f"optimize runs engine {optimized.engine!r} on {device}: {optimized.reason}"] = None
             lines.append(line)
         yield
+
+
+def _calibration(size: list[int]) -> torch.Tensor:
+    return torch.randn(4, 3, *size, generator=torch.Generator().manual_seed(1))
 
 
 def _probe(dtype: torch.dtype, device: str):

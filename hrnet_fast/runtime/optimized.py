@@ -171,8 +171,11 @@ class OptimizedModel(nn.Module):
         for tensor in first.tensors():
             if tensor.device != self._device:
                 raise ValueError(f"example: it is on {tensor.device}, and the model is on {self._device}")
-        # small, and enough for a copy to prepare itself
-        self._example = first.like(lambda t: t.new_zeros(1).expand(t.shape) if t.is_floating_point() else t)
+        # enough for a copy to prepare itself: small, but for int8, which is tried on what was given
+        exactly = settings["calibration"] is not None
+        self._example = first.like(
+            lambda t: t.clone() if exactly else t.new_zeros(1).expand(t.shape) if t.is_floating_point() else t
+        )
         self.preparations: list[Preparation] = []
         self._fingerprint = Fingerprint.of(model)
         self._shapes: collections.OrderedDict[tuple, Prepared] = collections.OrderedDict()

@@ -76,6 +76,9 @@ class Ways:
         self._planned = None
         if self._why_not_planned is None:
             self._planned = planned.Planned(dtype, settings["winograd"], normalization)
+        self._wider = self._planned  # what int8 is compared with: the fastest other dtype
+        if self._planned is not None and settings["calibration"] is not None and planned.has_pairs():
+            self._wider = planned.Planned(torch.bfloat16, settings["winograd"], normalization)
         self._graphs = self._graphed = None
         if on_gpu and settings["cuda_graph"] is not False:
             self._graphs = GraphedModule(self._run_by_torch, max_graphs=settings["max_shapes"])
@@ -143,9 +146,8 @@ class Ways:
         by_torch = functools.partial(self._torch.prepare, graph, steps)
         if self._planned is None:
             return [Candidate("torch", self._why_not_planned, by_torch)]
-        # beside int8 the fastest of the other dtypes
         wide = torch.bfloat16 if self._settings["calibration"] is not None and planned.has_tiles() else None
-        planned_wide = functools.partial(self._planned.prepare, graph, steps, wide)
+        planned_wide = functools.partial(self._wider.prepare, graph, steps, wide)
         integers, why = self._in_integers(call, graph, steps, planned_wide)
         if integers is not None:
             return [Candidate("planned", None, lambda: integers), Candidate("planned", None, planned_wide),
@@ -341,7 +343,7 @@ class Ways:
 
     def memory(self) -> tuple[int, int]:
         """Bytes of memory for images, and of weights, beside the model's own."""
-        parts = [way.memory() for way in (self._planned, self._torch) if way is not None]
+        parts = [way.memory() for way in {self._planned, self._wider, self._torch} if way is not None]
         return tuple(sum(p) for p in zip(*parts))
 
     def _run_by_torch(self, key: tuple, *tensors: Tensor) -> list[Tensor]:

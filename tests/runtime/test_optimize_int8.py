@@ -14,6 +14,7 @@ from hrnet_fast.runtime.cpu.steps import Convolution, Exchange
 from hrnet_fast.tolerances import relative_error
 
 HAS_BYTES = hf.library.extension_error is None and torch.ops.hrnet_fast.has_bytes()
+LEVELS = [] if hf.library.extension_error else torch.ops.hrnet_fast.cpu_capabilities().split()
 pytestmark = pytest.mark.skipif(not HAS_BYTES, reason="int8 needs the compiled part, and AVX2")
 INT8 = torch.int8
 
@@ -83,7 +84,7 @@ def test_a_calibration_can_be_saved_and_given_again(net, images, fast, tmp_path)
 def test_copies_have_the_calibration(images, fast):
     x = images[1:2]
     for other in (copy.deepcopy(fast), pickle.loads(pickle.dumps(fast))):
-        # a copy's example is constant: it is tried on noise
+        assert torch.equal(other._example[0][0], fast._example[0][0]) and len(other._example[0][0].unique()) > 1
         assert torch.equal(other(x), fast(x))
 
 
@@ -163,6 +164,26 @@ def test_where_it_does_not_pay_another_dtype_runs(net, images, fast, monkeypatch
     with torch.no_grad():
         assert relative_error(other(x), net(x)) < 3e-2 and other(x).dtype == torch.float32
     assert other.preparations[-1].reason == other.reason
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_instruction_set(net, images, fast, monkeypatch, level):
+    """Faster, or not: in both cases it is near, in float32, and says what runs."""
+    monkeypatch.setenv("HRNET_FAST_CPU_CAPABILITY", level)
+    x = images[1:2]
+    with torch.no_grad():
+        expected = net(x)
+    for pays in (True, False):
+
+        def measured(run, tensors, pays: bool = pays) -> float:
+            return 1.0 if (run.products == INT8) == pays else 2.0
+
+        monkeypatch.setattr(ways, "milliseconds", measured)
+        made = hf.optimize(net, images[:1], dtype=INT8, calibration=fast.calibration)
+        assert made.engine == ("planned" if level != "portable" else "torch")
+        assert (made.reason is None) == (pays and level != "portable")
+        assert made(x).dtype == torch.float32 and relative_error(made(x), expected) < 6e-2
+        assert made.memory().weights > 0
 
 
 def test_a_cpu_without_instructions_says_so(net, images, fast, monkeypatch):
