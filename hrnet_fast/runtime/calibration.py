@@ -201,7 +201,11 @@ def calibrate(
             found[name] = found[name] + one if name in found else one
 
     record_steps = record_steps or _recorder(model)
-    count, constant = watch(model, record_steps, images, kwargs or {}, see, lambda s: name_of.update(names(model, s)))
+
+    def recorded(recording: Recording) -> None:
+        name_of.update(names(model, recording.steps))
+
+    count, constant = watch(model, record_steps, images, kwargs or {}, see, recorded)
     if not count:
         raise ValueError("calibration: there are no images at all")
     if len(constant) == count:

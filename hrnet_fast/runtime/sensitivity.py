@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hrnet_fast.network.integers import Factor, in_bytes, rounded
+from hrnet_fast.network.integers import Factor, in_bytes, multiplied, rounded
 from hrnet_fast.network.names import names
 from hrnet_fast.network.sums import Conv, Up, Weight
 from hrnet_fast.runtime.arguments import Arguments
@@ -40,7 +40,7 @@ def sensitivity(
     calibration: Calibration,
     kwargs: dict[str, Any],
 ) -> Sensitivity:
-    """Computes every convolution twice on what it gets in float32: exactly, and in bytes.
+    """Computes every convolution that multiplies bytes twice, on what it gets in float32: exactly, and in bytes.
 
     Convolutions whose results are added up share one scale in a program; here each has its own.
 
@@ -57,6 +57,8 @@ def sensitivity(
 
     def see(terms: list[Conv | Up], image: Tensor, which: str) -> None:
         for term in terms:
+            if term.weight not in name_of:
+                continue
             name, kernel = name_of[term.weight], term.weight.kernel()
             factor = Factor.of(*calibration.of(name, kernel.shape[1]))
             padding, stride = kernel.shape[2] // 2, getattr(term, "stride", 1)
@@ -69,7 +71,11 @@ def sensitivity(
             found[1] += float(exact.double().square().sum())
             shapes[name] = term.weight.shape
 
-    count, _ = watch(model, record_steps, images, kwargs, see, lambda s: name_of.update(names(model, s)))
+    def recorded(recording: Recording) -> None:
+        of_all = names(model, recording.steps)
+        name_of.update((weight, of_all[weight]) for weight in multiplied(recording.graph, recording.steps))
+
+    count, _ = watch(model, record_steps, images, kwargs, see, recorded)
     if not count:
         raise ValueError("sensitivity: there are no images at all")
     lost = [Lost(n, shapes[n], (wrong / exact) ** 0.5 if exact else 0.0) for n, (wrong, exact) in squares.items()]

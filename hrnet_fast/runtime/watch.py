@@ -34,7 +34,7 @@ def watch(
     images: Tensor | Iterable,
     kwargs: dict[str, Any],
     see: See,
-    prepared: Callable[[list[Step]], None] = lambda steps: None,
+    recorded: Callable[[Recording], None],
 ) -> tuple[int, list[int]]:
     """Runs the images one after the other; how many they are, and those that are constant.
 
@@ -42,14 +42,14 @@ def watch(
         model: the network, in evaluation; it is left as it is, and does not run itself.
         record_steps, images, kwargs: as ``calibrate`` has them.
         see: gets what is shown.
-        prepared: gets the steps of every shape before they run.
+        recorded: gets the network of every shape before it runs.
 
     Raises:
         TypeError: ``images`` is nothing that gives images.
         ValueError: one holds NaN or Inf, or is nothing that the model takes; and what ``see`` raises.
     """
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
-    runner = _Runner(record_steps, device, see, prepared)
+    runner = _Runner(record_steps, device, see, recorded)
     count, constant = 0, []
     with torch.no_grad(), torch.autocast(device.type, enabled=False):
         for args in _calls(images):
@@ -98,8 +98,8 @@ def _checked(call: Arguments, pictures: list[Tensor], which: str) -> list[int]:
 class _Runner:
     """Plans for the shapes of the images, sharing their weights."""
 
-    def __init__(self, record_steps: Callable, device: torch.device, see: See, prepared: Callable):
-        self._record, self._device, self._see, self._prepared = record_steps, device, see, prepared
+    def __init__(self, record_steps: Callable, device: torch.device, see: See, recorded: Callable):
+        self._record, self._device, self._see, self._recorded = record_steps, device, see, recorded
         self._steps: TorchSteps | None = None
         self._plans: dict[tuple, tuple[TorchPlan, dict[Value, list[Conv | Up]]]] = {}
 
@@ -129,7 +129,7 @@ class _Runner:
             raise _not_taken(call, which, "mean and std are for images of a floating dtype")
         if self._steps is None:  # one for all shapes, which share its weights
             self._steps = TorchSteps(torch.float32, self._device, torch.channels_last, None, recording.normalization)
-        self._prepared(recording.steps)
+        self._recorded(recording)
         steps = _without_projections(recording.steps)
         readers: dict[Value, list[Conv | Up]] = {}
         for term in (t for s in steps if isinstance(s, Sum) for t in (*s.convs, *s.ups) if t.weight is not None):

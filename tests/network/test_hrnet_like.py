@@ -8,6 +8,7 @@ from hrnet_like import HEADS, STYLES, Network, build
 from judge import INTERNAL, called, leaves, leaves_differ, optimized
 from snapshot import differences, snapshot, strangers
 
+from hrnet_fast.runtime import ways
 from hrnet_fast.tolerances import MODEL, relative_error
 
 # not 22 and 26: attention over large logits, of which PyTorch's own half precision is at the edge of the tolerance
@@ -64,6 +65,33 @@ def test_every_size_and_dtype(seed):
         for result, reference, about in kept:  # no later call has written over them
             assert_near(result, reference, dtype, f"after other calls: {about}")
         assert not differences(before, snapshot(network)) and not strangers(network), network.extra_repr()
+
+
+@pytest.mark.parametrize("seed", NETWORKS)
+def test_every_size_in_int8(seed, monkeypatch):
+    """Right at every size, or another dtype runs and the reason says why; calibrated on images of two sizes."""
+
+    def pays(run, tensors):
+        return 1.0 if run.products == torch.int8 else 2.0
+
+    monkeypatch.setattr(ways, "milliseconds", pays)
+    network = build(seed)
+    exact = copy.deepcopy(network).double()
+    before = snapshot(network)
+    images = [torch.randn(2, 3, *size[1:], generator=torch.Generator().manual_seed(seed)) for size in SIZES[:2]]
+    fast = optimized(network, (image(SIZES[0]),), {}, dtype=torch.int8, calibration=images)
+    assert not differences(before, snapshot(network)), network.extra_repr()
+    assert fast.reason is None or (fast.reason.strip() and not INTERNAL.search(fast.reason)), fast.reason
+    for size in SIZES:
+        x = image(size)
+        reference, error = called(exact, (x.double(),), {})
+        result, own = called(fast, (x,), {})
+        about = f"{network.extra_repr()}, {size}, {fast.engine}, {fast.reason}: {own}"
+        assert type(own) is type(error), about
+        for (path, y), (_, expected) in zip(leaves(result), leaves(reference), strict=True):
+            if isinstance(expected, torch.Tensor) and expected.is_floating_point():
+                assert y.dtype == torch.float32 and relative_error(y, expected) < MODEL[torch.int8], f"{about}, {path}"
+    assert not differences(before, snapshot(network)) and not strangers(network), network.extra_repr()
 
 
 @pytest.mark.parametrize("seed", NETWORKS[::3])
