@@ -39,7 +39,7 @@ test: .make/package
 
 # The C++ code under AddressSanitizer and UndefinedBehaviorSanitizer (GCC's): what they find ends the tests.
 SANITIZED = .make/sanitized
-SANITIZED_TESTS ?= $(addprefix tests/,test_planned_kernels.py test_program_arguments.py runtime/test_tiles.py test_exchange.py \
+SANITIZED_TESTS ?= $(addprefix tests/,test_planned_kernels.py test_program_arguments.py runtime/test_tiles.py runtime/test_tiles_int8.py test_exchange.py \
   test_backward.py test_batch_norm.py test_class_map.py)
 FUZZ ?= 20000
 PRELOAD = $(foreach name,asan stdc++,$(shell $(CXX) -print-file-name=lib$(name).so))

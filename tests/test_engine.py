@@ -401,3 +401,19 @@ def test_nan_and_inf_in_the_image_come_through():
 
 def test_public_names():
     assert hf.optimize is optimized.optimize and issubclass(optimized.OptimizedModel, nn.Module)
+
+
+def test_torch_reshapes_where_views_were_recorded():
+    """channels_last images cannot be viewed as vectors, which contiguous ones can."""
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Flatten()).eval()
+
+    class Viewed(nn.Module):
+        def forward(self, x):
+            y = net[:2](x)
+            return y.view(len(y), -1)
+
+    x = torch.randn(2, 3, 16, 16)
+    fast = hf.optimize(Viewed().eval(), x, memory_format=torch.channels_last)
+    assert fast.engine == "torch"
+    with torch.no_grad():
+        torch.testing.assert_close(fast(x), net(x))

@@ -121,11 +121,14 @@ def optimize(
         raise ValueError("calibration: int8 needs some images, or a Calibration" if integers else
                          f"calibration: it is for int8, and the dtype is {dtype}")  # fmt: skip
     check_ranges(ranges)
+    keep = (keep,) if isinstance(keep, str) else tuple(keep)
+    if not all(isinstance(pattern, str) for pattern in keep):
+        raise TypeError(f"keep: expected names of convolutions, got {keep}")
     normalization = _normalization(mean, std, args, kwargs)
     settings = {"dtype": torch.float32 if integers else dtype, "memory_format": memory_format, "cuda_graph": cuda_graph,
                 "streams": streams, "winograd": winograd, "max_shapes": max_shapes, "normalization": normalization,
                 "calibration": calibration, "ranges": ranges,
-                "keep": (keep,) if isinstance(keep, str) else tuple(keep)}  # fmt: skip
+                "keep": keep}  # fmt: skip
     return OptimizedModel(model, args, kwargs, settings)
 
 

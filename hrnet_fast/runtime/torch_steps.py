@@ -17,6 +17,9 @@ from hrnet_fast.runtime.cuda_streams import Branches
 from hrnet_fast.runtime.normalization import Normalization
 
 Environment = dict[Value, Tensor]
+# Views were recorded of dense images: others may lie here as no view can be made of.
+_RESHAPED = {torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+             torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default}  # fmt: skip
 
 
 class TorchSteps:
@@ -155,6 +158,7 @@ class TorchPlan:
 
     def _call(self, step: Call) -> Callable[[Environment], Environment]:
         node = step.node
+        operator = _RESHAPED.get(node.operator, node.operator)
         constants = {x: self._owner.constant(x, self._graph.dtype) for x in node.leaves if isinstance(x, Constant)}
 
         def run(env: Environment) -> Environment:
@@ -162,7 +166,7 @@ class TorchPlan:
                 return env[x] if isinstance(x, Value) else constants[x] if isinstance(x, Constant) else x
 
             args, kwargs = node.arguments(argument)
-            out = node.operator(*args, **kwargs)
+            out = operator(*args, **kwargs)
             return {v: t for v, t in zip(node.outputs, out if node.is_list else [out]) if v is not None}
 
         return run

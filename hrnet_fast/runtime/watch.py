@@ -57,6 +57,8 @@ def watch(
             pictures = [t for t in call.tensors() if t.is_floating_point() and t.dim() == 4]
             size = max((len(t) for t in pictures), default=1)
             which = f"image {count}" if size < 2 else f"images {count} to {count + size - 1}"
+            if not call.tensors():
+                raise _not_taken(call, which, "there is no tensor in it")
             constant += [count + k for k in _checked(call, pictures, which)]
             runner.run(call, which)
             count += size

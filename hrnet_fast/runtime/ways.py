@@ -33,6 +33,7 @@ _LOG = logging.getLogger("hrnet_fast")
 LAYOUTS = {"auto": None, torch.contiguous_format: False, torch.channels_last: True}
 # With more operators than this left to torch, both ways are timed: kernels gain nothing where torch does the work.
 _MANY_CALLS = 16
+_LONG_ENOUGH, _ENOUGH = 0.2, 20  # seconds and runs of a measurement
 
 
 class Prepared(NamedTuple):
@@ -173,7 +174,7 @@ class Ways:
         try:
             plan = self._planned.prepare(graph, steps, torch.int8, self._multiplied(graph, steps))
         except Refused as error:
-            return None, str(error)
+            return None, f"int8: {error}"
         if not self._integers_pay:
             tensors = _random(call)
             ours, theirs = milliseconds(plan, tensors), milliseconds(wide(), tensors)
@@ -370,13 +371,14 @@ def _copied(model: nn.Module) -> nn.Module:
 
 
 def milliseconds(run: Callable[[list[Tensor]], Any], tensors: list[Tensor]) -> float:
-    """The shortest of three runs, after one that prepares."""
-    samples = []
-    for _ in range(4):
+    """The shortest of three runs or more, after one that prepares: short ones are disturbed easily."""
+    samples: list[float] = []
+    run(tensors)
+    while len(samples) < 3 or (sum(samples) < _LONG_ENOUGH and len(samples) < _ENOUGH):
         start = time.perf_counter()
         run(tensors)
         samples.append(time.perf_counter() - start)
-    return 1e3 * min(samples[1:])
+    return 1e3 * min(samples)
 
 
 def parameter_dtype(model: nn.Module) -> torch.dtype:

@@ -147,6 +147,10 @@ def test_what_int8_asks_for(net, images, fast):
         hf.optimize(net, x, dtype=INT8, calibration=images, ranges="least")
     with pytest.raises(TypeError, match="expected a tensor or an iterable"):
         hf.optimize(net, x, dtype=INT8, calibration=5)
+    with pytest.raises(ValueError, match="does not take image 0, ndarray: there is no tensor in it"):
+        hf.optimize(net, x, dtype=INT8, calibration=[x.numpy()])
+    with pytest.raises(TypeError, match="expected names of convolutions"):
+        hf.optimize(net, x, dtype=INT8, calibration=images, keep=[3])
     with pytest.raises(RuntimeError, match="belongs to the old weights"):
         fast.refresh()
     other = hf.create_model("hrnet_w18_small", task="classification").eval()
@@ -219,3 +223,26 @@ def test_networks_with_operators_of_torch_between_them(images):
     assert fast.reason is None and in_bytes(fast) == 2
     with torch.no_grad():
         assert relative_error(fast(images), net(images)) < 3e-2
+
+
+def test_networks_that_do_not_take_channels_last(images):
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(48 * 40 * 8, 4)
+
+        def forward(self, x):
+            x = self.b(self.a(x).relu()).relu()
+            return self.c(x.view(len(x), -1))
+
+    torch.manual_seed(0)
+    net = Net().eval()
+    fast = hf.optimize(net, images[:1], dtype=INT8, calibration=images)
+    assert fast.reason is None and in_bytes(fast) == 1
+    with torch.no_grad():
+        assert relative_error(fast(images[:1]), net(images[:1])) < 3e-2
+
+
+def test_kernels_that_tiles_do_not_know_say_so(images):
+    net = nn.Sequential(nn.Conv2d(3, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 8, 3, padding=1)).eval()
+    assert hf.optimize(net, images[:1], dtype=INT8, calibration=images).reason == "int8: a convolution of 5x5"
