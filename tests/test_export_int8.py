@@ -68,16 +68,6 @@ def test_every_runtime_rounds_alike(net, exported):
     assert 2e-3 < relative_error(by_onnxruntime, expected) < 6e-2
 
 
-def test_openvino_runs_it(exported):
-    openvino = pytest.importorskip("openvino")
-    x = torch.randn(1, 3, *SIZE)
-    model = openvino.Core().read_model(exported.path)
-    model.reshape(list(x.shape))
-    y = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(x.numpy())[0]
-    with torch.no_grad():
-        assert relative_error(torch.from_numpy(y), exported.recorded.rounded(x)) < check.TOLERANCE_OF_INTEGERS
-
-
 def test_a_wrong_scale_is_found(net, calibration, tmp_path, monkeypatch):
     from hrnet_fast.export import onnx_file, quantize
 

@@ -1,8 +1,7 @@
 """8-bit integers in ONNX: QuantizeLinear and DequantizeLinear around what a calibration has scales for."""
 
 from collections.abc import Mapping
-
-import numpy as np
+from typing import Any
 
 from hrnet_fast.export.packages import needed
 from hrnet_fast.network.integers import Integers
@@ -17,12 +16,12 @@ def quantize(proto, integers: Mapping[str, Integers]) -> None:
         proto: the model, which is changed.
         integers: of convolutions, by the names of their weights.
     """
-    onnx = needed("onnx")
+    onnx, np = needed("onnx"), needed("numpy")
     graph = proto.graph
     nodes, initializers, taken = [], {}, {i.name: i for i in graph.initializer}
     images: dict[tuple, str] = {}  # rounded ones
 
-    def constant(name: str, value: np.ndarray) -> str:
+    def constant(name: str, value: Any) -> str:
         initializers[name] = onnx.numpy_helper.from_array(np.ascontiguousarray(value), name)
         return name
 
