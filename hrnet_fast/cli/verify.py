@@ -207,5 +207,5 @@ def _table(lines: list[Line]) -> Table:
     for line in lines:
         verdict = "[red]off[/red]" if line.misses else "[green]ok[/green]"
         table.add_row(line.subject, line.backend, _NAMES[line.dtype], str(line.cases), f"{line.worst:.1e}",
-                      f"{line.tolerance:.0e}", line.where, verdict)  # fmt: skip
+                      f"{line.tolerance:.1e}", line.where, verdict)  # fmt: skip
     return table

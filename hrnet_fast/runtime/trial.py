@@ -66,7 +66,7 @@ def why_not(
     allowed = max(MODEL[dtype], MODEL.get(model_dtype, 0.0))
     if worst <= allowed or (dtype in (torch.bfloat16, torch.float16) and worst <= max(allowed, 1.5 * own_error())):
         return None
-    return f"it is off by {worst:.1e} on a random image, allowed {allowed:.0e}"
+    return f"it is off by {worst:.1e} on an image, allowed {allowed:.1e}"
 
 
 def largest_error(result: Any, expected: Any) -> float:
