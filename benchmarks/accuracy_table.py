@@ -29,18 +29,18 @@ class Line(NamedTuple):
 
 
 def lines(measured: dict) -> list[Line]:
-    """Of what ``accuracy.json`` holds; contenders that ran with no seed are left out."""
-    found: dict[tuple[str, str], list[tuple[float, float, float]]] = {}
+    """Of what a file of one network holds; contenders that ran with no seed are left out."""
+    found: dict[str, list[tuple[float, float, float]]] = {}
     for run in measured["runs"]:
         (reference,) = (row["miou"] for row in run["rows"] if row["name"] == REFERENCE)
         for row in run["rows"]:
             if row["failure"] is None:
                 values = row["miou"], 100 * (reference - row["miou"]), row["agreement"]
-                found.setdefault((run["network"], row["name"]), []).append(values)
+                found.setdefault(row["name"], []).append(values)
     made = []
-    for (network, name), values in found.items():
+    for name, values in found.items():
         mious, lost, agreement = zip(*values, strict=True)
-        made.append(Line(network, name, statistics.fmean(mious), statistics.fmean(lost), max(lost),
+        made.append(Line(measured["network"], name, statistics.fmean(mious), statistics.fmean(lost), max(lost),
                          statistics.fmean(agreement), len(values)))  # fmt: skip
     return made
 
@@ -56,35 +56,30 @@ def cells(line: Line) -> list[str]:
 
 
 def notes(measured: dict) -> list[str]:
-    """What was measured, whether int8 is as good as it has to be, and what did not run."""
-    options, found = measured["options"], []
+    """What was measured on one network, whether int8 is as good as it has to be, and what did not run."""
+    options, runs = measured["options"], measured["runs"]
     height, width = options["size"]
-    found.append(
-        f"Means over networks of {options['seeds']} seed{'s' * (options['seeds'] > 1)}, trained for {options['steps']} steps of "
-        f"{options['batch']} images; mIoU of {options['images']} images of {height}x{width} that they were not trained on, "
-        f"in points of 100; int8 calibrated with {options['calibration_images']} training images."
-    )
-    by_network: dict[str, dict[str, Line]] = {}
-    for line in lines(measured):
-        by_network.setdefault(line.network, {})[line.name] = line
-    for network, by_name in by_network.items():
-        if INT8 in by_name:
-            found.append(_verdict(network, by_name))
-    failures = {(run["network"], row["name"], row["failure"]) for run in measured["runs"] for row in run["rows"]
-                if row["failure"] is not None}  # fmt: skip
-    found += [f"{network}, {name}, did not run: {why}" for network, name, why in sorted(failures)]
-    engines = {(row["name"], row["engine"]) for run in measured["runs"] for row in run["rows"]
-               if row["engine"] in ("torch", "model")}  # fmt: skip
-    found += [f"{name} was run by the engine {engine!r}." for name, engine in sorted(engines)]
-    return found
+    found = [
+        f"{_title(measured['network'])}: means over {len(runs)} network{'s' * (len(runs) > 1)}, trained for "
+        f"{options['steps']} steps of {options['batch']} images; {options['images']} other images of {height}x{width}; int8 "
+        f"calibrated with {options['calibration_images']} training images."
+    ]
+    by_name = {line.name: line for line in lines(measured)}
+    if INT8 in by_name:
+        found.append(_verdict(by_name))
+    rows = [row for run in runs for row in run["rows"]]
+    failures = sorted({(row["name"], row["failure"]) for row in rows if row["failure"] is not None})
+    found += [f"{name} did not run: {why}" for name, why in failures]
+    engines = sorted({(row["name"], row["engine"]) for row in rows if row["engine"] in ("torch", "model")})
+    return found + [f"{name} was run by the engine {engine!r}." for name, engine in engines]
 
 
-def _verdict(network: str, by_name: dict[str, Line]) -> str:
+def _verdict(by_name: dict[str, Line]) -> str:
     ours, peers = by_name[INT8], [by_name[name] for name in PEERS if name in by_name]
-    parts = [f"{ours.lost:.2f} points lost by int8, at most {LIMIT} is the goal: {_reached(ours.lost <= LIMIT)}"]
+    parts = [f"Points lost by int8: {ours.lost:.2f}, at most {LIMIT} is the goal: {_reached(ours.lost <= LIMIT)}"]
     for peer in peers:
-        parts.append(f"{peer.lost:.2f} by {peer.name}, not more is the goal: {_reached(ours.lost <= peer.lost)}")
-    return f"{_title(network)}: {'; '.join(parts)}."
+        parts.append(f"by {peer.name}: {peer.lost:.2f}, not more is the goal: {_reached(ours.lost <= peer.lost)}")
+    return f"{'; '.join(parts)}."
 
 
 def _title(network: str) -> str:
@@ -95,23 +90,24 @@ def _reached(yes: bool) -> str:
     return "reached" if yes else "missed"
 
 
-def table(measured: dict) -> Table:
-    """For the terminal."""
+def table(measured: list[dict]) -> Table:
+    """For the terminal, of several networks."""
     out = Table(title="Accuracy by dtype", title_justify="left")
     for index, name in enumerate(COLUMNS):
         out.add_column(name, justify="right" if index > 1 else "left")
-    for line in lines(measured):
+    for line in (line for one in measured for line in lines(one)):
         out.add_row(*cells(line))
     return out
 
 
-def markdown(path: Path) -> str:
-    """For docs/accuracy.md, of a stored file."""
-    measured = json.loads(path.read_text()) if path.exists() else {"runs": []}
-    if not measured["runs"]:
+def markdown(folder: Path) -> str:
+    """For docs/accuracy.md, of all files in a folder, by their names."""
+    stored = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
+    if not stored:
         return "No results are stored yet: `python -m benchmarks.accuracy` measures them.\n"
     made = [f"| {' | '.join(COLUMNS)} |", "|---|---" + "|--:" * (len(COLUMNS) - 2) + "|"]
-    made += [f"| {' | '.join(cells(line))} |" for line in lines(measured)]
-    made += ["", *(f"- {note}" for note in notes(measured)), f"- Measured on: {summary(measured['machine'])}.", "",
-             "Measure again: `python -m benchmarks.accuracy`, then `python -m benchmarks.readme_table`.", ""]  # fmt: skip
+    made += [f"| {' | '.join(cells(line))} |" for one in stored for line in lines(one)]
+    made += ["", *(f"- {note}" for one in stored for note in notes(one))]
+    made += [f"- Measured on: {text}." for text in dict.fromkeys(summary(one["machine"]) for one in stored)]
+    made += ["", "Measure again: `python -m benchmarks.accuracy`, then `python -m benchmarks.readme_table`.", ""]
     return "\n".join(made)

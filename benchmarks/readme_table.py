@@ -83,7 +83,7 @@ def blocks(
         "forms": lambda: table(reports),
         "engines": lambda: engines_table.markdown(machines),
         "rivals": lambda: rival_report.markdown(reports),
-        "accuracy": lambda: accuracy_table.markdown(root / "benchmarks" / "results" / "accuracy" / "accuracy.json"),
+        "accuracy": lambda: accuracy_table.markdown(root / "benchmarks" / "results" / "accuracy"),
     }
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from torch import nn
 
 import hrnet_fast as hf
 from benchmarks import accuracy, accuracy_table, readme_table
@@ -30,7 +31,8 @@ def measured():
     return {
         "machine": {"cpu": cpu, "torch": "2.13.0", "gpu": None, "commit": "abc"},
         "options": options,
-        "runs": [{"network": "w18_small_v1", "seed": k, "loss": 0.1, "rows": rows} for k, rows in enumerate(runs)],
+        "network": "w18_small_v1",
+        "runs": [{"seed": k, "loss": 0.1, "rows": rows} for k, rows in enumerate(runs)],
     }
 
 
@@ -58,16 +60,16 @@ def test_the_table_has_means_over_the_seeds(measured):
     assert by_name["OpenVINO int8"].lost == pytest.approx(0.0) and by_name["OpenVINO int8"].most == pytest.approx(1.0)
     assert by_name["ONNX Runtime int8"].seeds == 1 and by_name["ONNX Runtime int8"].lost == pytest.approx(4.0)
     assert accuracy_table.cells(int8) == ["HRNet-W18-small-v1", "int8", "84.70", "0.30", "0.40", "98.00 %"]
-    assert accuracy_table.table(measured).row_count == 5
+    assert accuracy_table.table([measured, measured]).row_count == 10
 
 
 def test_notes_say_what_was_missed_and_what_did_not_run(measured):
     text = "\n".join(accuracy_table.notes(measured))
-    assert "2 seeds, trained for 5 steps of 4 images" in text and "7 images of 64x96" in text
-    assert "0.30 points lost by int8, at most 0.5 is the goal: reached" in text
-    assert "0.00 by OpenVINO int8, not more is the goal: missed" in text
-    assert "4.00 by ONNX Runtime int8, not more is the goal: reached" in text
-    assert "ONNX Runtime int8, did not run: no memory" in text
+    assert "2 networks, trained for 5 steps of 4 images; 7 other images of 64x96" in text
+    assert "by int8: 0.30, at most 0.5 is the goal: reached" in text
+    assert "by OpenVINO int8: 0.00, not more is the goal: missed" in text
+    assert "by ONNX Runtime int8: 4.00, not more is the goal: reached" in text
+    assert "ONNX Runtime int8 did not run: no memory" in text
     assert "float16 was run by the engine 'torch'" in text
 
 
@@ -80,12 +82,22 @@ def test_the_page_is_made_from_the_file(measured, tmp_path):
     assert "No results are stored yet" in page.read_text()
     results = tmp_path / "benchmarks" / "results" / "accuracy"
     results.mkdir(parents=True)
-    (results / "accuracy.json").write_text(json.dumps(measured))
+    (results / "w18_small_v1.json").write_text(json.dumps(measured))
     assert readme_table.main(["--check"], root=tmp_path) == 1
     assert readme_table.main([], root=tmp_path) == 0
     assert "| HRNet-W18-small-v1 | int8 | 84.70 | 0.30 | 0.40 | 98.00 % |" in page.read_text()
     assert page.read_text().startswith("before\n") and page.read_text().endswith("after\n")
     assert readme_table.main(["--check"], root=tmp_path) == 0
+
+
+def test_settled_moments_are_the_means_over_the_batches():
+    net = nn.Sequential(nn.BatchNorm2d(2, momentum=0.01)).eval()
+    images = torch.randn(8, 2, 6, 5, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    accuracy.settle(net, images)
+    batches = [part.transpose(0, 1).flatten(1) for part in images.split(accuracy.BATCH)]
+    assert torch.allclose(net[0].running_mean, sum(b.mean(1) for b in batches) / 2, atol=1e-5)
+    assert torch.allclose(net[0].running_var, sum(b.var(1) for b in batches) / 2, atol=1e-4)
+    assert net[0].momentum == 0.01 and not net.training
 
 
 @pytest.mark.skipif(not HAS_BYTES, reason="int8 needs the compiled part, and AVX2")
@@ -94,8 +106,8 @@ def test_a_tiny_run(tmp_path, monkeypatch, capsys):
     given = ["--networks", "w18_small_v1", "--steps", "2", "--seeds", "1", "--images", "2", "--no-peers",
              "--weights", str(tmp_path / "weights"), "--results", str(tmp_path)]  # fmt: skip
     assert accuracy.main(given) == 0
-    measured = json.loads((tmp_path / "accuracy.json").read_text())
-    ((run,), options) = measured["runs"], measured["options"]
+    measured = json.loads((tmp_path / "w18_small_v1.json").read_text())
+    (run,), options = measured["runs"], measured["options"]
     assert (options["steps"], options["seeds"], options["images"], options["size"]) == (2, 1, 2, [64, 64])
     assert [r["name"] for r in run["rows"]] == [n for n in accuracy.CONTENDERS if n not in accuracy_table.PEERS]
     assert all(r["failure"] is None and 0 <= r["miou"] <= 1 for r in run["rows"])
