@@ -50,9 +50,11 @@ def cells(line: Line) -> list[str]:
     start = [_title(line.network), line.name, f"{100 * line.miou:.2f}"]
     if line.name == REFERENCE:
         return [*start, "", "", ""]
-    # adding 0 makes 0 of -0
-    lost, most = (f"{round(value, 2) + 0:.2f}" for value in (line.lost, line.most))
-    return [*start, lost, most, f"{100 * line.agreement:.2f} %"]
+    return [*start, _points(line.lost), _points(line.most), f"{100 * line.agreement:.2f} %"]
+
+
+def _points(value: float) -> str:
+    return f"{round(value, 2) + 0:.2f}"  # adding 0 makes 0 of -0
 
 
 def notes(measured: dict) -> list[str]:
@@ -76,9 +78,9 @@ def notes(measured: dict) -> list[str]:
 
 def _verdict(by_name: dict[str, Line]) -> str:
     ours, peers = by_name[INT8], [by_name[name] for name in PEERS if name in by_name]
-    parts = [f"Points lost by int8: {ours.lost:.2f}, at most {LIMIT} is the goal: {_reached(ours.lost <= LIMIT)}"]
+    parts = [f"Points lost by int8: {_points(ours.lost)}, at most {LIMIT} is the goal: {_reached(ours.lost <= LIMIT)}"]
     for peer in peers:
-        parts.append(f"by {peer.name}: {peer.lost:.2f}, not more is the goal: {_reached(ours.lost <= peer.lost)}")
+        parts.append(f"by {peer.name}: {_points(peer.lost)}, not more is the goal: {_reached(ours.lost <= peer.lost)}")
     return f"{'; '.join(parts)}."
 
 
