@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import engines_table, gpu_table, rival_report
+from benchmarks import accuracy_table, engines_table, gpu_table, rival_report
 from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, FAST, FOLDED, OPTIMIZED
 from hrnet_fast.bench.machine import summary
 from hrnet_fast.bench.plot import plot
@@ -18,7 +18,7 @@ from hrnet_fast.bench.report import Case, Report, milliseconds
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 GPU_MARKERS = "<!-- gpu:begin -->", "<!-- gpu:end -->"
-PAGES = ("README.md", "docs/benchmarks.md", "docs/rivals.md")
+PAGES = ("README.md", "docs/accuracy.md", "docs/benchmarks.md", "docs/rivals.md")
 NETWORKS = tuple(  # README's first table, in this order, where it was measured
     f"engines-{network}-{dtype}"
     for network in (
@@ -83,6 +83,7 @@ def blocks(
         "forms": lambda: table(reports),
         "engines": lambda: engines_table.markdown(machines),
         "rivals": lambda: rival_report.markdown(reports),
+        "accuracy": lambda: accuracy_table.markdown(root / "benchmarks" / "results" / "accuracy"),
     }
 
 
