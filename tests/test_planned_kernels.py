@@ -15,9 +15,9 @@ from hrnet_fast.network.nodes import Constants, Value
 from hrnet_fast.network.passes import steps_of
 from hrnet_fast.network.record import record
 from hrnet_fast.runtime.cpu import planned, steps
+from hrnet_fast.runtime.cpu.operations import DIRECT, PAIRS, WINOGRAD2, WINOGRAD4, Buffer, Convolution, Image, Lowered
 from hrnet_fast.runtime.cpu.packed_weights import PackedWeights
 from hrnet_fast.runtime.cpu.program import Program
-from hrnet_fast.runtime.cpu.steps import DIRECT, PAIRS, WINOGRAD2, WINOGRAD4, Buffer, Convolution, Image, Lowered
 from hrnet_fast.tolerances import relative_error
 
 pytestmark = pytest.mark.planned
@@ -173,7 +173,7 @@ def test_what_is_added_to_stays_in_float32(no_tiles, monkeypatch):
     with torch.no_grad():
         reference = copy.deepcopy(model).double()(x.double())
         error = relative_error(fast(x), reference)
-        monkeypatch.setattr(steps, "_widen", lambda steps: None)
+        monkeypatch.setattr(steps, "widen", lambda operations: None)
         narrow = relative_error(in_bfloat16(model, x)(x), reference)
     assert error < 0.8 * narrow, (error, narrow)
 

@@ -10,7 +10,7 @@ from torch import nn
 import hrnet_fast as hf
 from hrnet_fast.models import randomize
 from hrnet_fast.runtime import ways
-from hrnet_fast.runtime.cpu.steps import Convolution, Exchange
+from hrnet_fast.runtime.cpu.operations import Convolution, Exchange
 from hrnet_fast.tolerances import relative_error
 
 HAS_BYTES = hf.library.extension_error is None and torch.ops.hrnet_fast.has_bytes()

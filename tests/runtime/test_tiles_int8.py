@@ -15,8 +15,8 @@ from hrnet_fast.network.passes import steps_of
 from hrnet_fast.network.record import record
 from hrnet_fast.network.sums import Sum
 from hrnet_fast.runtime.cpu import tiled_steps
+from hrnet_fast.runtime.cpu.operations import Convolution, Exchange, Reorder, Restore, TorchCall
 from hrnet_fast.runtime.cpu.packed_weights import PackedWeights
-from hrnet_fast.runtime.cpu.steps import Convolution, Exchange, Reorder, Restore, TorchCall
 from hrnet_fast.runtime.cpu.tiled_program import TiledProgram
 from hrnet_fast.tolerances import relative_error
 

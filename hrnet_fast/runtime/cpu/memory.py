@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from hrnet_fast.runtime.cpu.steps import Buffer, Image, Lowered, TorchCall
+from hrnet_fast.runtime.cpu.operations import Buffer, Image, Lowered, TorchCall
 
 ALIGNMENT = 64  # bytes: a cache line, and a register
 

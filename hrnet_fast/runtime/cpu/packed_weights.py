@@ -10,7 +10,7 @@ from torch import Tensor
 from hrnet_fast.folding import rounded
 from hrnet_fast.network.integers import Factor, in_bytes
 from hrnet_fast.network.sums import Weight
-from hrnet_fast.runtime.cpu.steps import DIRECT, PAIRS, Convolution, Exchange
+from hrnet_fast.runtime.cpu.operations import DIRECT, PAIRS, Convolution, Exchange
 
 _LARGEST, _ALIGNMENT = 4 << 20, 64  # bytes
 

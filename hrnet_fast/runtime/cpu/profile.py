@@ -3,7 +3,7 @@
 import statistics
 from typing import NamedTuple
 
-from hrnet_fast.runtime.cpu.steps import (
+from hrnet_fast.runtime.cpu.operations import (
     DIRECT,
     PAIRS,
     TILES,

@@ -8,8 +8,8 @@ from torch import Tensor
 
 from hrnet_fast.network.nodes import Constant, Value
 from hrnet_fast.runtime.cpu import memory
+from hrnet_fast.runtime.cpu.operations import Buffer, Convolution, Exchange, Image, Lowered, Operation, TorchCall
 from hrnet_fast.runtime.cpu.packed_weights import Packed, PackedWeights
-from hrnet_fast.runtime.cpu.steps import Buffer, Convolution, Exchange, Image, Lowered, Operation, TorchCall
 
 # what csrc/cpu/program.cpp reads
 _CONVOLUTIONS, _EXCHANGE = 1, 2

@@ -2,154 +2,30 @@
 
 import functools
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 
 import torch
 
 from hrnet_fast.call import MAX_INPUTS
-from hrnet_fast.network.integers import Factor, Rounding
 from hrnet_fast.network.nodes import Graph, Refused, Value
 from hrnet_fast.network.sums import Call, Conv, Step, Sum, Up, Weight
+from hrnet_fast.runtime.cpu.arrange import add_in_place, by_level, join, normalize, parts, widen
+from hrnet_fast.runtime.cpu.operations import (
+    DIRECT,
+    MAX_SOURCES,
+    PAIRS,
+    WINOGRAD2,
+    WINOGRAD4,
+    Buffer,
+    Convolution,
+    Exchange,
+    Image,
+    Lowered,
+    Operation,
+    TorchCall,
+)
 from hrnet_fast.runtime.normalization import Normalization
 
-MAX_SOURCES, MAX_CONVOLUTIONS = 4, 16  # kMaxSources and kMaxConvolutions of csrc/cpu/convolution.h
-DIRECT, WINOGRAD2, WINOGRAD4 = 0, 1, 2  # Algorithm of csrc/cpu/convolution.h
-PAIRS = 3  # added to it: factors in bfloat16, two channels a multiplication
-TILES = 6  # not of it: products of tiles in bfloat16
-
 IsPacked = Callable[[tuple[tuple[Weight, ...], ...], int], bool]
-
-
-@dataclass(eq=False)
-class Buffer:
-    """Memory of an image [n, c, h, w]: a piece of the arena, or a tensor of its own where ``external``."""
-
-    shape: tuple[int, int, int, int]
-    external: bool = False
-    wide: bool = False  # float32 whatever the dtype of the network
-    planar: bool = True  # dense planes; else as tiles read it, in one or both of these forms:
-    rounded: bool = True  # bfloat16
-    bytes: bool = False  # integers
-
-    def dtype(self, network: torch.dtype) -> torch.dtype:
-        """Of the image, in a network that computes in another one."""
-        return torch.float32 if self.wide else network
-
-
-@dataclass(frozen=True)
-class Image:
-    """Channels ``first`` and on of a buffer."""
-
-    buffer: Buffer
-    first: int
-    channels: int
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """Height and width."""
-        return self.buffer.shape[2:]
-
-
-@dataclass(eq=False)
-class Convolution:
-    """output = act(bias + residual + weights * sources), the sources' channels side by side."""
-
-    output: Image
-    sources: list[Image]
-    weights: list[list[Weight]]  # of each block of output channels, and in it of each source
-    kernel: int
-    stride: int
-    residual: Image | None
-    relu_from: int  # ReLU on output channels from this one on
-    algorithm: int = DIRECT
-    normalization: Normalization | None = None  # of its sources, in weights, bias and border
-    factors: tuple[Factor, ...] | None = None  # of each source, where it multiplies bytes
-    rounding: Rounding | None = None  # of the output, where it is needed in bytes
-
-    def reads(self) -> list[Image]:
-        """The images that it reads."""
-        return [*self.sources, *([] if self.residual is None else [self.residual])]
-
-
-@dataclass(eq=False)
-class Exchange:
-    """output = act(sum of up(weight * input)), or the projection of that."""
-
-    output: Image
-    inputs: list[tuple[Image, Weight | None]]
-    channels: int
-    mode: str
-    align_corners: bool
-    relu: bool
-    projection: Weight | None
-    factors: tuple[Factor, ...] | None = None  # of each input that has a weight, where they are multiplied in bytes
-    rounding: Rounding | None = None
-
-    def reads(self) -> list[Image]:
-        """The images that it reads."""
-        return [image for image, _ in self.inputs]
-
-
-@dataclass(eq=False)
-class Reorder:
-    """An image of the caller's, or of an operator of torch's, in the layout of tiles."""
-
-    output: Image
-    source: Buffer
-    normalization: Normalization | None = None  # that is done on the way
-    rounding: Rounding | None = None
-
-    def reads(self) -> list[Image]:
-        """Nothing in planned memory."""
-        return []
-
-    @property
-    def results(self) -> list[Buffer]:
-        """What it reads."""
-        return [self.source]
-
-
-@dataclass(eq=False)
-class Restore:
-    """An image in the layout of tiles as one with dense planes."""
-
-    output: Image
-    source: Image
-
-    def reads(self) -> list[Image]:
-        """The image."""
-        return [self.source]
-
-
-@dataclass(eq=False)
-class TorchCall:
-    """An operator of torch's."""
-
-    call: Call
-    inputs: dict[Value, Image]  # those that lie in planned memory
-    outputs: list[Buffer | None]
-    results: list[Buffer]  # that it reads of other calls, and inputs of the network
-
-    def reads(self) -> list[Image]:
-        """The images that it reads."""
-        return list(self.inputs.values())
-
-
-Operation = Convolution | Exchange | Reorder | Restore | TorchCall
-
-
-@dataclass
-class Lowered:
-    """A network as operations in steps; those of a step do not depend on each other."""
-
-    inputs: list[Buffer]
-    steps: list[list[Operation]]
-    outputs: dict[
-        Value, Image | Buffer
-    ]  # what the caller reads; a Buffer: of any shape, an input or made by a TorchCall
-    values: dict[Value, Buffer] = field(default_factory=dict)  # results of TorchCalls, and inputs that are no images
-    normalization: Normalization | None = None  # that the image needs before the first step
-    dtype: torch.dtype = torch.float32  # that was recorded, and stands for the network's
 
 
 def lower(
@@ -190,16 +66,16 @@ class Lowering:
         """The operations of all steps."""
         inputs, outputs, results = self._visit(steps)
         levels = by_level(self._operations)
-        joined = [_join(level, results) for level in levels]
+        joined = [join(level, results) for level in levels]
         steps = [part for level in joined for part in parts(level)]
         if self._pairs:
-            _widen(steps)
+            widen(steps)
             for buffer in results:  # the caller gets what is made of it in the network's dtype
                 buffer.external = buffer in inputs or (buffer.external and not buffer.wide)
         add_in_place(steps, results)
         left = normalization
         if normalization is not None and len(inputs) == 1 and not set(inputs) & {*results, *outputs.values()}:
-            left = None if _normalize(steps, inputs[0], normalization) else normalization
+            left = None if normalize(steps, inputs[0], normalization) else normalization
         return Lowered(inputs, steps, outputs, self._results, left, self._graph.dtype)
 
     def _visit(self, steps: list[Step]) -> tuple[list[Buffer], dict[Value, Image | Buffer], set[Buffer]]:
@@ -341,124 +217,3 @@ def algorithm(
     n, c_out, h, w = shape
     packed = sum(1 << a for a in (DIRECT, WINOGRAD2, WINOGRAD4) if is_packed(pairs + a))
     return torch.ops.hrnet_fast.cheapest_convolution(n, c_out, h, w, c_in, pairs != 0, packed)
-
-
-def by_level(operations: list[Operation]) -> list[list[Operation]]:
-    """Operations sorted by the longest way to them: those of one level do not depend on each other."""
-    level_of: dict[Buffer, int] = {}
-    levels: list[list[Operation]] = []
-    for operation in operations:
-        read = [image.buffer for image in operation.reads()] + getattr(operation, "results", [])
-        level = max((level_of.get(buffer, -1) for buffer in read), default=-1) + 1
-        outputs = operation.outputs if isinstance(operation, TorchCall) else [operation.output.buffer]
-        for buffer in outputs:
-            if buffer is not None:
-                level_of[buffer] = level
-        while len(levels) <= level:
-            levels.append([])
-        levels[level].append(operation)
-    return levels
-
-
-def _join(level: list[Operation], external: set[Buffer]) -> list[Operation]:
-    """Convolutions of one image, alike but for their weights, become one with their output channels side by side."""
-    families: dict[tuple, list[Convolution]] = {}
-    kept: list[Operation] = []
-    for op in level:
-        simple = isinstance(op, Convolution) and op.algorithm % PAIRS == DIRECT and op.residual is None
-        # the arena's images can lie side by side, what the caller gets cannot
-        if simple and not op.output.buffer.external and op.output.buffer not in external:
-            families.setdefault((tuple(op.sources), op.kernel, op.stride, op.algorithm), []).append(op)
-        else:
-            kept.append(op)
-    for (sources, kernel, stride, used), members in families.items():
-        members.sort(key=lambda op: op.relu_from == 0)
-        n, _, h, w = members[0].output.buffer.shape
-        whole = Buffer((n, sum(op.output.channels for op in members), h, w))
-        first, relu_from = 0, whole.shape[1]
-        for op in members:
-            if op.relu_from == 0:
-                relu_from = min(relu_from, first)
-            _move(op.output, whole, first)
-            first += op.output.channels
-        kept.append(Convolution(Image(whole, 0, whole.shape[1]), list(sources), [op.weights[0] for op in members],
-                                kernel, stride, None, relu_from, used))  # fmt: skip
-    return kept
-
-
-def _move(image: Image, whole: Buffer, first: int) -> None:
-    """Everybody who reads an image finds it in another buffer; Images are shared, hence the write to a frozen one."""
-    object.__setattr__(image, "buffer", whole)
-    object.__setattr__(image, "first", first)
-
-
-def _widen(steps: list[list[Operation]]) -> None:
-    """What is added to is kept in float32: in bfloat16 each addition would round the whole sum of all before it.
-
-    Of the error of whole networks (random weights, w18) this is 2.9e-2 of 3.9e-2, while rounding what convolutions
-    multiply is 2.3e-2. Blocks that end with a 1x1 convolution are few and have many channels (0.5e-2): they stay.
-    """
-    operations = [op for step in steps for op in step]
-    for op in operations:
-        if isinstance(op, Exchange):
-            for image in [op.output, *op.reads()]:
-                image.buffer.wide = True
-        elif isinstance(op, Convolution) and op.residual is not None and op.kernel == 3:
-            op.residual.buffer.wide = True
-    changed = True
-    while changed:  # a kernel adds what has the dtype of its result
-        changed = False
-        for op in operations:
-            if isinstance(op, Convolution) and op.residual is not None:
-                pair = (op.residual.buffer, op.output.buffer)
-                if pair[0].wide != pair[1].wide:
-                    pair[0].wide = pair[1].wide = changed = True
-
-
-def _normalize(steps: list[list[Operation]], image: Buffer, normalization: Normalization) -> bool:
-    """Lets the convolutions that read the image normalize it by their weights; False where something else reads it.
-
-    The image then stays in float32: pixels lie far from zero, and rounded they would lose what normalized ones keep.
-    """
-    readers = [op for step in steps for op in step if any(read.buffer is image for read in op.reads())]
-    if not all(
-        isinstance(op, Convolution) and op.residual is None and all(s.buffer is image for s in op.sources)
-        for op in readers
-    ):
-        return False
-    for op in readers:  # in float32: rounded weights would multiply the mean as well
-        op.algorithm, op.normalization = DIRECT, normalization
-    image.wide = True
-    return True
-
-
-def add_in_place(steps: list[list[Operation]], results: set[Buffer]) -> None:
-    """Convolutions write over the image that they add, where nobody reads it afterwards: half the memory of a branch.
-
-    A kernel reads the pixels of the residual just before it stores there.
-    """
-    last: dict[Buffer, tuple[int, int]] = {}  # the step that reads a buffer last, and how often
-    for k, step in enumerate(steps):
-        for op in step:
-            for buffer in (image.buffer for image in op.reads()):
-                before = last.get(buffer, (k, 0))
-                last[buffer] = (k, before[1] + 1 if before[0] == k else 1)
-    for k, step in enumerate(steps):
-        for op in step:
-            if not isinstance(op, Convolution) or op.residual is None:
-                continue
-            old, new = op.residual.buffer, op.output.buffer
-            alike = (old.shape, old.wide, old.rounded) == (new.shape, new.wide, new.rounded) and old.bytes >= new.bytes
-            if last[old] == (k, 1) and alike and not old.external and not {old, new} & results:
-                _move(op.output, old, 0)
-                last[old] = last.pop(new, (k, 1))
-
-
-def parts(level: list[Operation]) -> Iterator[list[Operation]]:
-    """A level's convolutions in groups for one step each; the other operations one by one."""
-    convolutions = [op for op in level if isinstance(op, Convolution)]
-    for first in range(0, len(convolutions), MAX_CONVOLUTIONS):
-        yield convolutions[first : first + MAX_CONVOLUTIONS]
-    for op in level:
-        if not isinstance(op, Convolution):
-            yield [op]

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hrnet_fast.runtime.cpu.operations import Buffer, Convolution, Exchange, Image, Operation, Reorder, Restore
 from hrnet_fast.runtime.cpu.program import ARENA, DTYPES, MODES, NOWHERE, Program
-from hrnet_fast.runtime.cpu.steps import Buffer, Convolution, Exchange, Image, Operation, Reorder, Restore
 
 # what csrc/cpu/program.cpp reads
 _EXCHANGE, _TILED = 2, 3

@@ -5,22 +5,20 @@ from collections.abc import Mapping
 from hrnet_fast.network.integers import Factor
 from hrnet_fast.network.nodes import Graph, Refused, Value
 from hrnet_fast.network.sums import Conv, Step, Up, Weight
-from hrnet_fast.runtime.cpu.steps import (
+from hrnet_fast.runtime.cpu.arrange import add_in_place, by_level, parts
+from hrnet_fast.runtime.cpu.operations import (
     TILES,
     Buffer,
     Convolution,
     Exchange,
     Image,
     Lowered,
-    Lowering,
     Operation,
     Reorder,
     Restore,
     TorchCall,
-    add_in_place,
-    by_level,
-    parts,
 )
+from hrnet_fast.runtime.cpu.steps import Lowering
 from hrnet_fast.runtime.normalization import Normalization
 
 
