@@ -80,7 +80,7 @@ def test_verify_sees_a_wrong_optimize_and_constant_outputs(monkeypatch):
     class Wrong:
         engine, reason = "planned", None
 
-        def __init__(self, model, example, dtype):
+        def __init__(self, model, example, dtype, calibration=None):
             self.model = model
 
         def __call__(self, image):
