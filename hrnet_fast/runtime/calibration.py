@@ -92,23 +92,25 @@ class Calibration:
 
         Raises:
             ValueError: the name has another ending.
-            ImportError: without the package safetensors.
             OSError: the file cannot be written.
         """
-        import safetensors
-        import safetensors.torch
-
         if not fspath(path).endswith(_SUFFIX):
             raise ValueError(f"path: expected a name that ends in {_SUFFIX}, got {fspath(path)!r}")
         means = {name: a.mean.contiguous().clone() for name, a in sorted(self.activations.items())}
         about = {"version": _VERSION, "images": self.images,
                  "ranges": {name: [self.activations[name].low, self.activations[name].high] for name in means}}  # fmt: skip
         about["sha256"] = _checksum(about, means)
+        # by hand: safetensors.torch needs numpy
+        header: dict[str, Any] = {"__metadata__": {_KEY: json.dumps(about)}}
+        data = b""
+        for name, mean in means.items():
+            end = len(data) + 4 * mean.numel()
+            header[name] = {"dtype": "F32", "shape": list(mean.shape), "data_offsets": [len(data), end]}
+            data += _bytes(mean)
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
         with whole_file(path, overwrite=True) as part:
-            try:
-                safetensors.torch.save_file(means, part, {_KEY: json.dumps(about)})
-            except safetensors.SafetensorError as error:  # it wraps what the system said
-                raise OSError(f"{fspath(path)} cannot be written ({error})") from error
+            part.write_bytes(struct.pack("<Q", len(text)) + text + data)
 
     @classmethod
     def load(cls, path: str | PathLike) -> "Calibration":
@@ -156,8 +158,12 @@ def _checksum(about: Mapping, means: Mapping[str, Tensor]) -> str:
     made = hashlib.sha256(json.dumps(about, sort_keys=True).encode())
     for name in sorted(means):
         made.update(f"{name} {list(means[name].shape)}".encode())
-        made.update(struct.pack(f"<{means[name].numel()}f", *means[name].tolist()))
+        made.update(_bytes(means[name]))
     return made.hexdigest()
+
+
+def _bytes(mean: Tensor) -> bytes:
+    return struct.pack(f"<{mean.numel()}f", *mean.tolist())
 
 
 def calibrate(

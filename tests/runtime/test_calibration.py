@@ -2,6 +2,7 @@
 
 import logging
 import random
+import sys
 
 import pytest
 import torch
@@ -375,6 +376,12 @@ def test_a_file_has_every_bit(made, tmp_path):
     found = of_images(network(fast=False), image())
     found.save(str(path))
     assert same(found, Calibration.load(str(path)))
+
+
+def test_a_file_needs_no_numpy(made, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "numpy", None)
+    made.save(tmp_path / "w18.safetensors")
+    assert same(made, Calibration.load(tmp_path / "w18.safetensors"))
 
 
 def test_a_damaged_file_is_refused(made, tmp_path):
