@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hrnet_fast.network.integers import Factor, Integers, rounded
+from hrnet_fast.network.integers import Factor, Integers
 from hrnet_fast.network.nodes import Constant, Graph, Node, Refused, Value
 from hrnet_fast.network.sizes import Known, Numbers, Product, Sizes
 from hrnet_fast.network.sums import Step, Sum, Up, Weight
@@ -129,22 +129,11 @@ class Emitted(nn.Module):
         bias = None if shift is None else self._buffer((weight, "shift"), lambda: shift)
 
         if weight in self._factors:
-            return self._rounded(weight, stride)
+            made = Integers.of(weight.kernel(), weight.shift(), self._factors[weight])
+            return lambda x: made.convolve(x, stride)
 
         def convolve(x: Tensor) -> Tensor:
             return F.conv2d(x, getattr(self, kernel), None if bias is None else getattr(self, bias), stride, padding)
-
-        return convolve
-
-    def _rounded(self, weight: Weight, stride: int) -> Callable[[Tensor], Tensor]:
-        made, padding = Integers.of(weight.kernel(), weight.shift(), self._factors[weight]), weight.shape[2] // 2
-        step, zero = made.rounding
-        kernel = self._buffer((weight, "rounded"), made.kernel)
-        bias = self._buffer((weight, "corrected"), lambda: made.bias)
-
-        def convolve(x: Tensor) -> Tensor:
-            x = (rounded(x, made.rounding) - zero) * step
-            return F.conv2d(x, getattr(self, kernel), getattr(self, bias), stride, padding)
 
         return convolve
 

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from hrnet_fast.network.nodes import Graph
 from hrnet_fast.network.sums import Step, Sum, Weight, makers
@@ -50,7 +51,7 @@ def in_bytes(kernels: list[Tensor], bias: Tensor, factors: tuple[Factor, ...]) -
         integer = (step / scale.view(-1, 1, 1, 1)).round().clamp(-127, 127)
         bias = bias - factor.rounding.zero * scale * integer.sum((1, 2, 3))
         lost = (integer * scale.view(-1, 1, 1, 1) - step).sum((2, 3))
-        bias = bias - lost @ (factor.mean.double() / factor.rounding.step)
+        bias = bias - lost @ (factor.mean.to(lost) / factor.rounding.step)
         integers.append(integer.to(torch.int8))
     return bias.float(), scale.float(), integers
 
@@ -71,7 +72,7 @@ class Integers(NamedTuple):
     @classmethod
     def of(cls, kernel: Tensor, bias: Tensor | None, factor: Factor) -> "Integers":
         """Of a weight [c_out, c_in, k, k] and a bias [c_out] in float32."""
-        bias = torch.zeros(len(kernel)) if bias is None else bias
+        bias = kernel.new_zeros(len(kernel)) if bias is None else bias
         without_zero = factor._replace(rounding=factor.rounding._replace(zero=0))
         bias, scale, (weight,) = in_bytes([kernel], bias, (without_zero,))
         return cls(weight, scale / factor.rounding.step, bias, factor.rounding)
@@ -79,6 +80,11 @@ class Integers(NamedTuple):
     def kernel(self) -> Tensor:
         """The weight in float32."""
         return self.weight.float() * self.scale.view(-1, 1, 1, 1)
+
+    def convolve(self, image: Tensor, stride: int) -> Tensor:
+        """What it makes of an image in float32, rounded, padded so that only the stride changes the size."""
+        x = (rounded(image, self.rounding) - self.rounding.zero) * self.rounding.step
+        return F.conv2d(x, self.kernel(), self.bias, stride, self.weight.shape[2] // 2)
 
 
 def multiplied(graph: Graph, steps: list[Step]) -> list[Weight]:

@@ -3,11 +3,10 @@
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hrnet_fast.network.integers import Factor, in_bytes, multiplied, rounded
+from hrnet_fast.network.integers import Factor, Integers, multiplied
 from hrnet_fast.network.names import names
 from hrnet_fast.network.sums import Conv, Up, Weight
 from hrnet_fast.runtime.arguments import Arguments
@@ -63,9 +62,7 @@ def sensitivity(
             factor = Factor.of(*calibration.of(name, kernel.shape[1]))
             padding, stride = kernel.shape[2] // 2, getattr(term, "stride", 1)
             exact = F.conv2d(image, kernel, None, stride, padding)
-            bias, scale, (integers,) = in_bytes([kernel], torch.zeros(len(kernel)), (factor,))
-            x = F.pad(rounded(image, factor.rounding), [padding] * 4, value=float(factor.rounding.zero))
-            made = F.conv2d(x, integers.float(), None, stride) * scale.view(-1, 1, 1) + bias.view(-1, 1, 1)
+            made = Integers.of(kernel, None, factor).convolve(image, stride)
             found = squares.setdefault(name, [0.0, 0.0])
             found[0] += float((made - exact).double().square().sum())
             found[1] += float(exact.double().square().sum())
