@@ -2,39 +2,32 @@
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
-from benchmarks import peers
+from benchmarks import contenders
+from benchmarks.cases import ENGINES as PREFIX
 from hrnet_fast.bench import machine
 from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, FAST, OPTIMIZED
-from hrnet_fast.bench.report import Case, Entry, Report, milliseconds
+from hrnet_fast.bench.record import Entry, Record, Report
+from hrnet_fast.bench.report import Table, milliseconds
 
-PREFIX = "engines-"  # of the cases' names
 LEAD = "best of the others / ours"
 NOTHING = "No results are stored yet: `python -m benchmarks.engines` measures them.\n"
 AGAIN = "Measure again: `python -m benchmarks.engines`, then `python -m benchmarks.readme_table`."
 
 
-def best(case: Case, names: Sequence[str]) -> Entry | None:
-    """Of the named contenders the one with the least median."""
-    timed = [entry for entry in case.entries if entry.name in names and entry.seconds is not None]
-    return min(timed, key=lambda entry: entry.seconds.median, default=None)
-
-
-def lead(case: Case) -> float | None:
+def lead(case: Record) -> float | None:
     """How many times as long the best peer takes as our best form; the median of the rounds."""
-    ours = best(case, peers.ours())
-    peer = best(case, [entry.name for entry in case.entries if entry.name not in peers.ours()])
+    ours = case.best(*contenders.ours())
+    peer = case.best(*(entry.name for entry in case.entries if entry.name not in contenders.ours()))
     return ours.speedup_over[peer.name].median if ours and peer else None
 
 
-def columns(cases: Sequence[Case]) -> list[str]:
+def columns(cases: Sequence[Record]) -> list[str]:
     """The contenders of all cases, in the order in which they take turns."""
     there = {entry.name for case in cases for entry in case.entries}
-    return [name for name in peers.table() if name in there]
+    return [name for name in contenders.TABLE if name in there]
 
 
-def rows(cases: Sequence[Case]) -> list[list[str]]:
+def rows(cases: Sequence[Record]) -> list[list[str]]:
     """A row per case: its name, a cell per contender (a star: off by more than the tolerance), our lead."""
     names, found = columns(cases), []
     for case in cases:
@@ -46,14 +39,9 @@ def rows(cases: Sequence[Case]) -> list[list[str]]:
     return found
 
 
-def summary(cases: Sequence[Case]) -> Table:
+def summary(cases: Sequence[Record]) -> Table:
     """For the terminal."""
-    out = Table(title="medians of runs in turn", title_justify="left")
-    for name in ("", *columns(cases), LEAD):
-        out.add_column(name, justify="right" if name else "left")
-    for row in rows(cases):
-        out.add_row(*row)
-    return out
+    return Table(["", *columns(cases), LEAD], rows(cases), "medians of runs in turn")
 
 
 def overviews(machines: Sequence[dict[str, Report]], order: Sequence[str]) -> str:
@@ -86,10 +74,10 @@ def _machines(stored: Sequence[Report]) -> list[str]:
     return [f"Measured on: {text}." for text in dict.fromkeys(machine.summary(report.machine) for report in stored)]
 
 
-def _overview_row(case: Case) -> str:
+def _overview_row(case: Record) -> str:
     timed = {entry.name: entry for entry in case.entries if entry.seconds is not None}
     optimized = timed.get(OPTIMIZED)
-    other = best(case, [name for name in timed if name not in peers.ours()])
+    other = case.best(*(name for name in timed if name not in contenders.ours()))
     cells = [_milliseconds(timed.get(name)) for name in (CHANNELS_LAST, COMPILED)]
     cells.append(f"{other.name}, {_milliseconds(other)}" if other else "-")
     cells += [_milliseconds(timed.get(FAST)), f"**{_milliseconds(optimized)}**" if optimized else "-"]
@@ -115,8 +103,7 @@ def _table(stored: Sequence[Report]) -> list[str]:
     if not cases:
         return []
     names = columns(cases)
-    lines = [*_machines(stored), "", f"| | {' | '.join([*names, LEAD])} |", "|---|" + "--:|" * (len(names) + 1)]
-    lines += [f"| {' | '.join(row)} |" for row in rows(cases)]
+    lines = [*_machines(stored), "", *Table(["", *names, LEAD], rows(cases)).markdown()]
     lines += ["", "Medians of runs in turn, batch 1, the same weights and photograph for all."]
     lines += _failures(cases) + _errors(cases)
     off = sorted({f"{e.name} ({e.error:.1e})" for case in cases for e in case.entries if e.seconds and not e.agrees})
@@ -125,7 +112,7 @@ def _table(stored: Sequence[Report]) -> list[str]:
     return [*lines, ""]
 
 
-def _errors(cases: Sequence[Case]) -> list[str]:
+def _errors(cases: Sequence[Record]) -> list[str]:
     """A line for each case in int8: how far each contender is off, since engines pay for speed with errors there."""
     lines = []
     for case in cases:
@@ -135,7 +122,7 @@ def _errors(cases: Sequence[Case]) -> list[str]:
     return lines
 
 
-def _failures(cases: Sequence[Case]) -> list[str]:
+def _failures(cases: Sequence[Record]) -> list[str]:
     """Why contenders did not run, one line for each reason."""
     return list(dict.fromkeys(
         f"{entry.name} did not run ({case.dtype}): {entry.failure}."

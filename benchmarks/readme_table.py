@@ -13,7 +13,8 @@ from benchmarks import accuracy_table, engines_table, gpu_table, rival_report
 from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, FAST, FOLDED, OPTIMIZED
 from hrnet_fast.bench.machine import summary
 from hrnet_fast.bench.plot import plot
-from hrnet_fast.bench.report import Case, Report, milliseconds
+from hrnet_fast.bench.record import Record, Report
+from hrnet_fast.bench.report import milliseconds
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -134,7 +135,7 @@ def table(reports: dict[str, Report]) -> str:
     return "\n".join(lines)
 
 
-def _row(case: Case, with_optimized: bool) -> str:
+def _row(case: Record, with_optimized: bool) -> str:
     """``with_optimized``: there is a column for optimize. The ratios are those of the last form that was timed."""
     timed = {entry.name: entry for entry in case.entries if entry.seconds is not None}
     eager = [timed[name] for name in (CHANNELS_LAST, FOLDED) if name in timed]
