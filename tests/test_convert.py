@@ -18,8 +18,8 @@ from model_cases import SMALL
 from safetensors.torch import load_file
 
 import hrnet_fast as hf
+from hrnet_fast.checkpoints.header import read_header
 from hrnet_fast.cli import main
-from hrnet_fast.models import read_header
 
 
 @pytest.mark.parametrize(("task", "family", "name"), FAMILIES, ids=[f"{row[0]}-{row[1].__name__}" for row in FAMILIES])
@@ -66,7 +66,7 @@ def test_all_configurations_are_told_apart(tmp_path):
             shapes = {k: v.shape for k, v in hf.create_model(name, "features").state_dict().items()}
         # views of one number: the weights themselves do not matter
         state = {k: torch.zeros(()).expand(shape) for k, shape in shapes.items()}
-        from hrnet_fast.models.convert import _configuration
+        from hrnet_fast.checkpoints.convert import _configuration
 
         assert _configuration(state, "file")[0] == name
 

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from exchange_cases import CASES, MODES, make, truth
 
 import hrnet_fast as hf
-from hrnet_fast import library
-from hrnet_fast.call import output_memory_format
+from hrnet_fast.ops import library
+from hrnet_fast.ops.exchange.call import output_memory_format
 from hrnet_fast.tolerances import OPERATOR as TOLERANCE
 from hrnet_fast.tolerances import relative_error
 

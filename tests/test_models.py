@@ -8,7 +8,7 @@ from model_cases import SMALL, assert_equal, image, pair
 
 import hrnet_fast as hf
 from hrnet_fast.models import configs, multiply_adds, randomize
-from hrnet_fast.standard import standard_operators
+from hrnet_fast.nn.plain_mode import standard_operators
 from hrnet_fast.tolerances import MODEL, relative_error
 
 MODES = [("bilinear", False), ("bilinear", True), ("nearest", False)]

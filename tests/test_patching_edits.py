@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import hrnet_fast as hf
-from hrnet_fast.standard import standard_operators
+from hrnet_fast.nn.plain_mode import standard_operators
 from hrnet_fast.tolerances import relative_error
 
 CHANNELS = [4, 6, 8]

@@ -11,7 +11,7 @@ from torch import nn
 
 import hrnet_fast as hf
 from hrnet_fast.models import randomize
-from hrnet_fast.patching.swap import Patched
+from hrnet_fast.patching.class_swap import Patched
 from hrnet_fast.tolerances import relative_error
 
 CHANNELS = official.CHANNELS[:3]

@@ -13,8 +13,8 @@ import pytest
 import torch
 from test_planned_kernels import lowered
 
+from hrnet_fast.runtime.cpu.encode import Program
 from hrnet_fast.runtime.cpu.packed_weights import PackedWeights
-from hrnet_fast.runtime.cpu.program import Program
 
 ops = torch.ops.hrnet_fast
 planned = pytest.mark.planned

@@ -4,8 +4,8 @@ import pytest
 import torch
 from test_class_map import CASES, CORNERS, LAYOUTS, check, expected, scores
 
-from hrnet_fast.backends import triton
 from hrnet_fast.kernels import configurations
+from hrnet_fast.ops.backends import triton
 
 
 @pytest.fixture(autouse=True)

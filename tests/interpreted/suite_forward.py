@@ -5,9 +5,9 @@ import torch
 import torch.nn.functional as F
 from exchange_cases import CASES, MODES, make, truth
 
-from hrnet_fast.backends import triton
-from hrnet_fast.exchange import _validate
 from hrnet_fast.kernels import configurations
+from hrnet_fast.ops.backends import triton
+from hrnet_fast.ops.exchange.api import _validate
 from hrnet_fast.tolerances import OPERATOR, relative_error
 
 HALF = (torch.float16, torch.bfloat16)
