@@ -21,10 +21,10 @@ from torch import Tensor, nn
 import hrnet_fast as hf
 from benchmarks import accuracy_table
 from benchmarks.contenders import ONNX_RUNTIME, OPENVINO, TABLE
+from hrnet_fast.apps.pictures.reading import normalize
 from hrnet_fast.bench import machine
 from hrnet_fast.bench.contenders import Problem
 from hrnet_fast.bench.networks import same_weights
-from hrnet_fast.pictures.reading import normalize
 from hrnet_fast.runtime import ways
 
 ROOT = Path(__file__).parent.parent

@@ -27,7 +27,7 @@ from hrnet_fast.bench.images import NOISE
 from hrnet_fast.bench.measure import Case
 from hrnet_fast.bench.plain_forms import cast
 from hrnet_fast.models import randomize
-from hrnet_fast.modules import ExchangeUnit, PlainExchangeUnit, PlainSegmentationHead, SegmentationHead
+from hrnet_fast.nn import ExchangeUnit, PlainExchangeUnit, PlainSegmentationHead, SegmentationHead
 from hrnet_fast.tolerances import MODEL, OPERATOR
 
 SEED = 2

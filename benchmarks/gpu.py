@@ -18,12 +18,12 @@ import torch
 
 from benchmarks import cases as registry
 from benchmarks import goals, gpu_timing
-from hrnet_fast import library
-from hrnet_fast.backends import cuda
 from hrnet_fast.bench import machine, report
 from hrnet_fast.bench.contenders import FAST
 from hrnet_fast.bench.measure import Case
 from hrnet_fast.bench.record import Record, Report
+from hrnet_fast.ops import library
+from hrnet_fast.ops.backends import cuda
 
 LIMIT = 500.0  # seconds of a part, which has to end within 9 minutes
 SLACK = 40.0  # seconds more before it is ended from outside: it starts, and ends what it is at

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 import hrnet_fast as hf
 from hrnet_fast.bench.plain_forms import fold_batchnorm
-from hrnet_fast.convolution import FoldedConv
-from hrnet_fast.modules import PlainSegmentationHead
+from hrnet_fast.nn import PlainSegmentationHead
+from hrnet_fast.nn.prepared_conv import PreparedConv
 
 
 class OutputZero(nn.Module):
@@ -128,17 +128,17 @@ class BasicBlock(nn.Module):
 
 
 class FusedBasicBlock(nn.Module):
-    """The same weights as two FoldedConv."""
+    """The same weights as two PreparedConv."""
 
     def __init__(self, plain: BasicBlock):
         super().__init__()
         self.convs = plain.convs
-        self._folded: list[FoldedConv] = []
+        self._folded: list[PreparedConv] = []
 
     def forward(self, x: list[Tensor]) -> Tensor:
         if not self._folded:
             geometry = (1, 1), (1, 1), (1, 1), 1
-            self._folded = [FoldedConv(c.weight.detach(), c.bias.detach(), *geometry, relu)
+            self._folded = [PreparedConv(c.weight.detach(), c.bias.detach(), *geometry, relu)
                             for c, relu in zip(self.convs, (0, None), strict=True)]  # fmt: skip
         first, second = self._folded
         return second.add_relu(first(x[0]), x[0])

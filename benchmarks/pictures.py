@@ -25,10 +25,10 @@ from rich.console import Console
 
 import hrnet_fast as hf
 from hrnet_fast import cli
+from hrnet_fast.apps.pictures import reading
 from hrnet_fast.bench import harness, images, machine, report
 from hrnet_fast.bench.record import Record
 from hrnet_fast.models import randomize
-from hrnet_fast.pictures import reading
 
 EAGER = "F.interpolate, argmax"
 GOAL = 1.1  # of the command's time over the forward passes'

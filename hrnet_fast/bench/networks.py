@@ -12,7 +12,7 @@ from hrnet_fast.bench.contenders import CHANNELS_LAST, EAGER, FAST, OPTIMIZED, P
 from hrnet_fast.bench.harness import Output
 from hrnet_fast.bench.measure import Case, counted
 from hrnet_fast.models import multiply_adds, randomize
-from hrnet_fast.modules import PlainExchangeUnit, PlainHRFPN, PlainSegmentationHead
+from hrnet_fast.nn import PlainExchangeUnit, PlainHRFPN, PlainSegmentationHead
 from hrnet_fast.patching import patch
 
 GROUPS = {"exchange units": (PlainExchangeUnit,), "head": (PlainSegmentationHead, PlainHRFPN)}

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from hrnet_fast.modules import PlainSegmentationHead
+from hrnet_fast.nn import PlainSegmentationHead
 
 
 def fold_batchnorm(module: nn.Module) -> nn.Module:

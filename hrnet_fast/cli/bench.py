@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 
-from hrnet_fast import backends
 from hrnet_fast.bench import BadInput, images, machine, networks, report
 from hrnet_fast.bench.contenders import (
     CHANNELS_LAST,
@@ -22,6 +21,7 @@ from hrnet_fast.bench.record import Record, Report
 from hrnet_fast.cli.common import DTYPES, check_checkpoint, check_least, find_device
 from hrnet_fast.cli.verify import forced_backend
 from hrnet_fast.models import TASKS, configs
+from hrnet_fast.ops import backends
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

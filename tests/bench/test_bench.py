@@ -9,15 +9,15 @@ from torch import nn
 
 from benchmarks import goals, readme_table
 from hrnet_fast import create_model
+from hrnet_fast.apps.pictures import reading
 from hrnet_fast.bench import BadInput, contenders, images, machine, memory, networks, oracle, report, shares
 from hrnet_fast.bench.harness import ROUNDS, Contender, compare, worst_error
 from hrnet_fast.bench.measure import Case, measure
 from hrnet_fast.bench.plain_forms import fold_batchnorm
 from hrnet_fast.bench.record import Entry, Record, Report, Spread, finish
 from hrnet_fast.bench.variation import LEAST_VARIATION, variation
-from hrnet_fast.call import ExchangeCall
 from hrnet_fast.models import TASKS
-from hrnet_fast.pictures import reading
+from hrnet_fast.ops.exchange.call import ExchangeCall
 
 ONES = torch.ones(3, dtype=torch.float64)
 
