@@ -9,22 +9,22 @@ from typing import TYPE_CHECKING
 
 with warnings.catch_warnings():  # torch's: in an environment without NumPy every command would begin with it
     warnings.filterwarnings("ignore", "Failed to initialize NumPy: No module named 'numpy'")
-    from hrnet_fast.exchange import exchange
+    from hrnet_fast.ops.exchange.api import exchange
 
 __version__ = "0.1.0"
 
 # public name -> the module that defines it
 _LAZY = {
-    "interpolate_argmax": "hrnet_fast.class_map",
-    "ExchangeUnit": "hrnet_fast.modules",
-    "HRFPN": "hrnet_fast.modules",
-    "SegmentationHead": "hrnet_fast.modules",
-    "refold": "hrnet_fast.modules",
+    "interpolate_argmax": "hrnet_fast.ops.interpolate_argmax",
+    "ExchangeUnit": "hrnet_fast.nn",
+    "HRFPN": "hrnet_fast.nn",
+    "SegmentationHead": "hrnet_fast.nn",
+    "refold": "hrnet_fast.nn",
     "patch": "hrnet_fast.patching",
     "unpatch": "hrnet_fast.patching",
     "create_model": "hrnet_fast.models",
     "list_models": "hrnet_fast.models",
-    "load_checkpoint": "hrnet_fast.models",
+    "load_checkpoint": "hrnet_fast.checkpoints.load",
     "optimize": "hrnet_fast.runtime",
     "Calibration": "hrnet_fast.runtime",
     "calibrate": "hrnet_fast.runtime",
@@ -33,14 +33,14 @@ _LAZY = {
 __all__ = ["__version__", "exchange", *_LAZY]
 
 if TYPE_CHECKING:  # the same names for type checkers, which read no tables; tests/test_types.py compares the two
-    from hrnet_fast.class_map import interpolate_argmax as interpolate_argmax
+    from hrnet_fast.checkpoints.load import load_checkpoint as load_checkpoint
     from hrnet_fast.models import create_model as create_model
     from hrnet_fast.models import list_models as list_models
-    from hrnet_fast.models import load_checkpoint as load_checkpoint
-    from hrnet_fast.modules import HRFPN as HRFPN
-    from hrnet_fast.modules import ExchangeUnit as ExchangeUnit
-    from hrnet_fast.modules import SegmentationHead as SegmentationHead
-    from hrnet_fast.modules import refold as refold
+    from hrnet_fast.nn import HRFPN as HRFPN
+    from hrnet_fast.nn import ExchangeUnit as ExchangeUnit
+    from hrnet_fast.nn import SegmentationHead as SegmentationHead
+    from hrnet_fast.nn import refold as refold
+    from hrnet_fast.ops.interpolate_argmax import interpolate_argmax as interpolate_argmax
     from hrnet_fast.patching import patch as patch
     from hrnet_fast.patching import unpatch as unpatch
     from hrnet_fast.runtime import Calibration as Calibration
