@@ -47,7 +47,11 @@ class Table:
         """Its lines on a page."""
         right = len(self.columns) - self.left
         lines = [f"| {' | '.join(cells)} |" for cells in (self.columns, *self.rows)]
-        return [lines[0].replace("|  |", "| |"), "|---" * self.left + "|--:" * right + "|", *lines[1:]]
+        return [
+            lines[0].replace("|  |", "| |", 1) if not self.columns[0] else lines[0],
+            "|---" * self.left + "|--:" * right + "|",
+            *lines[1:],
+        ]
 
     def text(self) -> str:
         """For a terminal, or what stands in its place."""
