@@ -24,9 +24,9 @@ COLUMNS = ("on a GPU, under CUDA graphs", "eager", "torch.compile", "hrnet_fast"
 
 
 def block(folder: Path) -> str:
-    """Markdown: a row per case that was timed, a line per machine; or that nothing was measured yet."""
+    """Markdown: a row per case that was timed, a line per machine (each in a folder within); or that nothing is there."""
     found: list[tuple[Record, dict]] = []
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.rglob("*.json")):
         try:
             stored = Report.load(path)
         except (ValueError, KeyError, TypeError):  # of another kind

@@ -124,7 +124,8 @@ def measure(case: Case, device: str, clock: Clock) -> Record:
             if device == "cpu" and name not in ON_CPU:
                 continue
             form = contenders.TABLE[name]
-            torch._dynamo.reset()
+            if form.needs:
+                torch._dynamo.reset()
             prepared = FirstCallPrepares(form.prepare, problem)
 
             def bounded(call: Callable, form=form):

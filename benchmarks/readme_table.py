@@ -61,7 +61,7 @@ def _shows(picture: Path, digest: str) -> bool:
 
 
 def by_machine(folder: Path) -> list[dict[str, Report]]:
-    """The results of ``benchmarks.engines``, a dict for each machine, by the names of their folders."""
+    """The results of the suite or of ``benchmarks.engines``, a dict for each machine, by the names of their folders."""
     return [load(path) for path in sorted(folder.glob("*")) if path.is_dir()]
 
 
@@ -72,7 +72,7 @@ def blocks(
     return {
         "results": lambda: overview.table(machines),
         "gpu": lambda: gpu_table.block(root / "benchmarks" / "results" / "gpu"),
-        "forms": lambda: table(reports),
+        "forms": lambda: "\n".join(map(table, by_machine(root / "benchmarks" / "results" / "suite") or [{}])),
         "engines": lambda: engines_table.markdown(machines, overview.NAMES),
         "rivals": lambda: rival_report.markdown(reports),
         "accuracy": lambda: accuracy_table.markdown(root / "benchmarks" / "results" / "accuracy"),

@@ -55,7 +55,8 @@ def measure(chosen: Sequence[Network], size: tuple[int, int], dtype_name: str, d
     found: dict[str, list[Entry]] = {}
     calls: list[tuple[str, Entry, FirstCallPrepares]] = []
     memory.keep_freed_memory()
-    torch._dynamo.reset()
+    if compiled:
+        torch._dynamo.reset()
     with torch.inference_mode():
         for network in chosen:
             progress(f"checking {network.title}", 0.0)

@@ -1,7 +1,7 @@
 """Runs cases of the suite: ``python -m benchmarks.run [--cases PATTERN ...] [--dtype ...] [--budget SECONDS]``.
 
 Correctness comes first: a contender that is off is reported and not timed, and the exit code is 1. Results go to
-benchmarks/results/<name>.json with the machine they were measured on.
+benchmarks/results/suite/<instruction set>/, with the machine they were measured on: those of several lie side by side.
 """
 
 import argparse
@@ -74,8 +74,8 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m benchmarks.ru
 
 
 def folder(prefix: str) -> Path:
-    """Where results go that have no other place: those of engines by the machine's instruction set."""
-    return RESULTS / "engines" / (machine.cpu_kernel() or "none") if prefix == registry.ENGINES else RESULTS
+    """Where results go by default: those of the suite and of engines by the machine's instruction set."""
+    return RESULTS / ("engines" if prefix else "suite") / (machine.cpu_kernel() or "none")
 
 
 def _measure(selected: list[Case], given: argparse.Namespace, results: Path) -> list[Record]:

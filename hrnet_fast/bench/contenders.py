@@ -37,7 +37,8 @@ class Problem:
     fold_eager: bool = False  # "eager channels_last" has BatchNorm folded, as other engines have
     calibration: Tensor | None = None  # [M, 3, H, W] float32: other images, for the scales of int8
     own: Mapping[str, Callable[[], Callable]] = field(default_factory=dict)  # contenders of this case alone
-    gflops: tuple[float, float] | None = None  # of one image: as published, as ours execute; None: counted by running
+    # Of one image: GFLOPs as published, and as ours execute; None: counted by running.
+    count: Callable[[], tuple[float, float]] | None = None
 
     def __post_init__(self):
         if self.dtype == torch.int8 and self.calibration is None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from hrnet_fast.bench import machine, memory
-from hrnet_fast.bench.contenders import CHANNELS_LAST, TABLE, FirstCallPrepares, Form, Problem
+from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, TABLE, FirstCallPrepares, Form, Problem
 from hrnet_fast.bench.harness import Contender, Output, Progress, compare, silent, tensors
 from hrnet_fast.bench.plain_forms import cast
 from hrnet_fast.bench.record import Entry, Record
@@ -88,10 +88,12 @@ def measure(case: Case, *, budget: float, without: Collection[str] = (), table: 
     names = [name for name in case.contenders if name not in without]
     reasons = {name: None if name in problem.own else table[name].unsupported_reason(problem.dtype) for name in names}
     runnable = [case.contender(name, problem, table) for name in names if not reasons[name]]
-    torch._dynamo.reset()  # what was compiled for earlier cases is forgotten
+    if any(COMPILED in name for name in names):
+        torch._dynamo.reset()  # what was compiled for earlier cases is forgotten
     neighbours = machine.Neighbours()
     compared = compare(runnable, reference, case.tolerance, budget=budget, progress=progress, observe=observe)
     busy = neighbours.share()
+    counts = None if problem.count is None else problem.count()
     ran = {entry.name: (entry, contender.call) for entry, contender in zip(compared, runnable, strict=True)}
     for name, (entry, call) in ran.items():
         entry.argmax_agreement, entry.first_result_seconds = agreement.get(name), call.first_result_seconds
@@ -102,12 +104,13 @@ def measure(case: Case, *, budget: float, without: Collection[str] = (), table: 
                 entry.peak_memory_bytes = memory.peak_bytes(call, device)
             if case.alone is not None:
                 entry.resident_peak_bytes = memory.alone(case.alone, case, name, torch.get_num_threads())
-        entry.gflops = gflops(problem, name, call, name not in problem.own and table[name].ours)
+        is_ours = name not in problem.own and table[name].ours
+        entry.gflops = problem.batch * counts[is_ours] if counts else gflops(problem, name, call, is_ours)
     entries = [ran[name][0] if name in ran else Entry(name, failure=reasons[name]) for name in names]
     progress("share of exchange units and head", 1.0)
     return case.record(
         entries, batch=problem.batch, params=sum(p.numel() for p in problem.plain.parameters()), neighbours=busy,
-        gflops_published=problem.gflops and problem.gflops[0], shares=_shares(problem, case.groups),
+        gflops_published=counts and counts[0], shares=_shares(problem, case.groups),
         variation=None if problem.around else variation([y[:1] for y in tensors(reference)]),
     )  # fmt: skip
 
@@ -121,9 +124,7 @@ def resident_peak(case: Case, contender: str, table: Mapping[str, Form] = TABLE)
 
 
 def gflops(problem: Problem, name: str, call: FirstCallPrepares, ours: bool) -> float | None:
-    """What a contender executes; multiply-adds / 2^30. None where that is not told."""
-    if problem.gflops is not None:
-        return problem.batch * problem.gflops[ours]
+    """What a contender executes, counted by running it once; multiply-adds / 2^30. None where that is not told."""
     if problem.around is not None or call.call is None:
         return None
     module = getattr(call.call, "module", None) if name in problem.own else None

@@ -86,10 +86,14 @@ def network_problem(device: torch.device | str, *, model: str, task: str, size: 
     """
     image = images.load(source, size)
     plain = create(model, task, options.pop("checkpoint", None), image, options.pop("official", False))
-    count = multiply_adds(create_model(**plain.recipe), tuple(image.shape[2:]))
     made = images.variants(CALIBRATION_IMAGES, tuple(image.shape[2:]), source) if calibrated else None
     return Problem(plain.to(device), (image.to(device),), dtype, same_weights, calibration=made,
-                   gflops=(count.published_gflops, count.executed_gflops), **options)  # fmt: skip
+                   count=lambda: _gflops(plain, image), **options)  # fmt: skip
+
+
+def _gflops(plain: nn.Module, image: Tensor) -> tuple[float, float]:
+    found = multiply_adds(create_model(**plain.recipe), tuple(image.shape[2:]))
+    return found.published_gflops, found.executed_gflops
 
 
 def timm_problem(device: torch.device | str, *, model: str, size: tuple[int, int] | None, dtype: torch.dtype,
@@ -107,7 +111,7 @@ def timm_problem(device: torch.device | str, *, model: str, size: tuple[int, int
     made = images.variants(CALIBRATION_IMAGES, tuple(image.shape[2:]), source) if calibrated else None
     # patched or not, an exchange between equal sizes takes as many
     return Problem(
-        plain.to(device), (image.to(device),), dtype, patched, calibration=made, gflops=(count, count), **options
+        plain.to(device), (image.to(device),), dtype, patched, calibration=made, count=lambda: (count, count), **options
     )
 
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import goals, overview, readme_table
+from benchmarks import goals, overview, readme_table, run
 from hrnet_fast import create_model
 from hrnet_fast.apps.pictures import reading
 from hrnet_fast.bench import BadInput, contenders, images, machine, memory, networks, oracle, report, shares
@@ -452,6 +452,14 @@ def test_a_loss_is_shown_as_one(tmp_path):
     assert _row_of(overview.table([{name: stored}]), name)[-1] == "0.80x"
     overview.picture([{name: stored}], tmp_path / "speed.png")
     assert (tmp_path / "speed.png").stat().st_size > 5000
+
+
+def test_forms_of_several_machines_have_a_table_each(tmp_path):
+    for kernel in ("amx", "neon"):
+        _stored(readme_table.ROWS[0]).save(tmp_path / "benchmarks" / "results" / "suite" / kernel / "a.json")
+    text = readme_table.blocks({}, [], tmp_path)["forms"]()
+    assert text.count(f"description of {readme_table.ROWS[0]}") == 2 == text.count("Measured on")
+    assert run.folder("").parent.name == "suite" and run.folder("engines-").parent.name == "engines"
 
 
 def test_table_of_the_forms_has_optimize_where_it_was_measured():
