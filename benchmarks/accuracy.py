@@ -1,9 +1,9 @@
 """What a dtype costs in accuracy, on trained networks: ``python -m benchmarks.accuracy``.
 
-Trains HRNets on the generated shapes of examples/train_segmentation.py, several seeds each, and runs each network in every
-dtype of ``hf.optimize``, and in int8 by other engines, on images that it was not trained on. A row has the mIoU against the
-labels, and the share of pixels that get the same class as in float32. All engines take their scales for int8 from the same
-training images. Results go to benchmarks/results/accuracy/NETWORK.json, after each seed.
+Trains HRNets on the generated shapes of examples/train_segmentation.py, several seeds each, and runs each network in
+every dtype of ``hf.optimize``, and in int8 by other engines, on images that it was not trained on. A row has the mIoU
+against the labels, and the share of pixels that get the same class as in float32. All engines take their scales for
+int8 from the same training images. Results go to benchmarks/results/accuracy/NETWORK.json, after each seed.
 """
 
 import argparse
@@ -76,8 +76,8 @@ def train(network: str, seed: int, steps: int) -> tuple[nn.Module, float]:
 def settle(model: nn.Module, images: Tensor) -> None:
     """Takes the moments of every BatchNorm anew, from images [N, 3, H, W].
 
-    HRNet's BatchNorms have a momentum of 0.01, so that after a few hundred steps their moments are those of weights from
-    long before: w18 after 400 steps has an mIoU of 0.21 with them, and 0.35 with new ones.
+    HRNet's BatchNorms have a momentum of 0.01, so that after a few hundred steps their moments are those of weights
+    from long before: w18 after 400 steps has an mIoU of 0.21 with them, and 0.35 with new ones.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]

@@ -167,8 +167,8 @@ def suite(dtype: str) -> Iterator[Case]:
 def engine(width: str, task: str, size: tuple[int, int], dtype: str) -> Case:
     """A whole network against other inference engines, each in its best form."""
     at = f"{size[0]}x{size[1]}"
-    make = functools.partial(networks.network_problem, model=f"hrnet_{width}", task=task, size=size, dtype=DTYPES[dtype],
-                             fold_eager=True, calibrated=dtype == "int8")  # fmt: skip
+    make = functools.partial(networks.network_problem, model=f"hrnet_{width}", task=task, size=size,
+                             dtype=DTYPES[dtype], fold_eager=True, calibrated=dtype == "int8")  # fmt: skip
     return Case(f"{ENGINES}{width}-{task}-{at}-{dtype}", f"HRNet-{width.upper()} {task}, {at}, {dtype}", DTYPES[dtype],
                 make, others.ENGINES, slack=SLACK, alone=others.resident_peak)  # fmt: skip
 
@@ -204,8 +204,10 @@ def gpu(part: str) -> list[Case]:
         variants = [f"conv-stream{k}" for k in range(4)]
     if part in ("conv", "model"):
         widths = ["w48", "w18"]
-    return [_on_gpu(variant, size, width, dtype)
-            for size, width, dtype, variant in itertools.product(GPU_SIZES, widths, ("float16", "bfloat16"), variants)]  # fmt: skip
+    return [
+        _on_gpu(variant, size, width, dtype)
+        for size, width, dtype, variant in itertools.product(GPU_SIZES, widths, ("float16", "bfloat16"), variants)
+    ]
 
 
 def _on_gpu(variant: str, size: str, width: str, dtype: str) -> Case:
@@ -215,8 +217,17 @@ def _on_gpu(variant: str, size: str, width: str, dtype: str) -> Case:
     name, what = f"{variant}-{width}-{size}", f"{variant}, {width}, {size}"
     if variant == "model":
         # with the official initialization, as random weights on noise take bfloat16 beyond its tolerance
-        return networks.network(f"{name}-{dtype}", f"{what}, {dtype}", contenders, dtype=DTYPES[dtype], source=NOISE,
-                                model=f"hrnet_{width}", task="segmentation", size=(4 * h, 4 * w), official=True)  # fmt: skip
+        return networks.network(
+            f"{name}-{dtype}",
+            f"{what}, {dtype}",
+            contenders,
+            dtype=DTYPES[dtype],
+            source=NOISE,
+            model=f"hrnet_{width}",
+            task="segmentation",
+            size=(4 * h, 4 * w),
+            official=True,
+        )
     k = int(variant[-1]) if variant.startswith("conv") else 0
     kind = _OF_PART.get(variant, variant.split("-")[0])
     channels = [c << k] if kind == "conv" else _doubling(c)

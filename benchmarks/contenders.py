@@ -1,4 +1,4 @@
-"""All contenders by their names, in the order in which they take turns: those of the package, other engines, GPU forms."""
+"""All contenders by their names, in the order of their turns: those of the package, other engines, forms on GPUs."""
 
 import torch
 

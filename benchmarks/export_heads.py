@@ -1,9 +1,9 @@
 """Where a head's 1x1 convolution belongs in an exported network: ``python -m benchmarks.export_heads``.
 
-HRNetV2 for segmentation as ONNX, its head's convolution behind the upsampling as in the official code, and before it for
-one, two or all three of the lower streams; each in the same runtime, in turn, after their outputs were compared with
-float64. Results go to benchmarks/results/export/, and from there by hand into hrnet_fast/export/preferences.py (a test
-compares the two). Files are exported once and kept in a folder, so that timing can begin on a quiet machine.
+HRNetV2 for segmentation as ONNX, its head's convolution behind the upsampling as in the official code, and before it
+for one, two or all three of the lower streams; each in the same runtime, in turn, after their outputs were compared
+with float64. Results go to benchmarks/results/export/, and from there by hand into hrnet_fast/export/preferences.py (a
+test compares the two). Files are exported once and kept in a folder, so that timing can begin on a quiet machine.
 """
 
 import argparse
@@ -75,10 +75,9 @@ def compare(width: str, runtime: str, size: tuple[int, int], folder: Path, budge
                for name, path in paths.items()}  # fmt: skip
         return Problem(network(width), (image,), torch.float32, lambda plain: plain, own=own)
 
-    what = f"HRNet-{width.upper()} segmentation as ONNX, {size[0]}x{size[1]}, {runtime} {importlib.metadata.version(runtime)}"
-    return measure(
-        Case(f"export-{width}-{size[0]}x{size[1]}-{runtime}", what, torch.float32, make, CONTENDERS), budget=budget
-    )
+    at, version = f"{size[0]}x{size[1]}", importlib.metadata.version(runtime)
+    what = f"HRNet-{width.upper()} segmentation as ONNX, {at}, {runtime} {version}"
+    return measure(Case(f"export-{width}-{at}-{runtime}", what, torch.float32, make, CONTENDERS), budget=budget)
 
 
 def main(arguments: list[str] | None = None) -> int:

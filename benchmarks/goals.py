@@ -46,7 +46,8 @@ class Outcome:
     def __str__(self) -> str:
         if self.measured is None:
             return f"goal over {self.over}: {self.goal:g}, not measured"
-        return f"goal over {self.over}: {self.goal:g}, measured {self.measured:.2f}: {'reached' if self.reached else 'missed'}"
+        verdict = "reached" if self.reached else "missed"
+        return f"goal over {self.over}: {self.goal:g}, measured {self.measured:.2f}: {verdict}"
 
 
 PLAIN = (EAGER, CHANNELS_LAST, FOLDED, COMPILED)

@@ -78,7 +78,7 @@ def _is_chosen(case: Case, chosen: list[str]) -> bool:
 
 
 def build(results: Path, limit: float) -> int:
-    """Installs the package from this checkout, without network; compiles for this machine's GPU what does not serve yet.
+    """Installs the package from this checkout, without network; compiles what does not serve this GPU yet.
 
     Extension modules built elsewhere serve as they are: their ABI is stable, and time on a GPU is not for compiling.
     """
@@ -95,7 +95,7 @@ def build(results: Path, limit: float) -> int:
 
 
 def test(results: Path, limit: float) -> int:
-    """The tests that need a GPU. What Triton has compiled is kept: a run that was cut short gets further the next time."""
+    """The tests that need a GPU. What Triton has compiled is kept: a run after one that was cut short gets further."""
     results.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests", f"--junitxml={results / 'test.xml'}"]
     return _run(command, limit)
@@ -123,7 +123,7 @@ RIVALS_SIZE = (1024, 2048)
 
 
 def rivals(results: Path, limit: float) -> int:
-    """HRNet and the networks it was published against, in float16; without a GPU on the CPU, only to try this program."""
+    """HRNet and the networks it was published against, in float16; without a GPU on the CPU, to try this program."""
     from benchmarks import rivals as networks  # and with it rich, which no other part needs
 
     device = "cuda" if torch.cuda.is_available() else "cpu"

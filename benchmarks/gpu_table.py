@@ -24,7 +24,7 @@ COLUMNS = ("on a GPU, under CUDA graphs", "eager", "torch.compile", "hrnet_fast"
 
 
 def block(folder: Path) -> str:
-    """Markdown: a row per case that was timed, a line per machine (each in a folder within); or that nothing is there."""
+    """Markdown: a row per case that was timed, a line per machine; each GPU may have a folder of its own."""
     found: list[tuple[Record, dict]] = []
     for path in sorted(folder.rglob("*.json")):
         try:

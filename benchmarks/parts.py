@@ -117,7 +117,7 @@ class FusedWithoutClassifier(nn.Module):
 
 
 class BasicBlock(nn.Module):
-    """The two convolutions of a residual block with BatchNorm folded: ReLU behind the first, sum and ReLU behind both."""
+    """A residual block's two convolutions, BatchNorm folded: ReLU behind the first, sum and ReLU behind both."""
 
     def __init__(self, channels: int):
         super().__init__()

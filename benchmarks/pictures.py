@@ -125,8 +125,11 @@ def main(argv=None) -> int:
     parser.add_argument("--json", type=Path, default=None, metavar="FILE")
     arguments = parser.parse_args(argv)
     console, neighbours = report.console(), machine.Neighbours()
-    cases = [argmax_case(dtype, layout, arguments.budget)
-             for dtype in (torch.float32, torch.bfloat16) for layout in ("channels_last", "contiguous_format")]  # fmt: skip
+    cases = [
+        argmax_case(dtype, layout, arguments.budget)
+        for dtype in (torch.float32, torch.bfloat16)
+        for layout in ("channels_last", "contiguous_format")
+    ]
     for case in cases:
         report.show(case, EAGER)
     results = {"operator": [dataclasses.asdict(case) for case in cases]}

@@ -127,8 +127,15 @@ def plot(stored: Report, path: Path) -> None:
         _arrow(axes, network, [entry for other, entry in timed if other is network])
     for index, (network, entry) in enumerate(sorted(others, key=lambda pair: pair[1].seconds.median)):
         left = index % 2  # neighbours that lie close together get their names on different sides
-        axes.annotate(network.title, (gflops(entry), entry.seconds.median * 1e3), xytext=(-9 if left else 9, 0),
-                      textcoords="offset points", ha="right" if left else "left", va="center", fontsize=9.5)  # fmt: skip
+        axes.annotate(
+            network.title,
+            (gflops(entry), entry.seconds.median * 1e3),
+            xytext=(-9 if left else 9, 0),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            va="center",
+            fontsize=9.5,
+        )
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.set_major_formatter(lambda value, position: f"{value:g}")

@@ -1,6 +1,7 @@
 """The forms in which a case is computed: plain PyTorch as people run it, the best PyTorch can make of it, ours.
 
-``TABLE`` lists those that the package ships, in the order in which they take turns; benchmarks/contenders.py adds others.
+``TABLE`` lists those that the package ships, in the order in which they take turns; benchmarks/contenders.py adds
+others.
 """
 
 import copy
@@ -118,8 +119,8 @@ class FirstCallPrepares:
 class Form:
     """One way to compute a problem: ``prepare(problem)`` makes a call of it.
 
-    ``unsupported_reason(dtype)`` says why it cannot run here, None: it can. ``settings`` are variables of the environment
-    while it is made and checked. ``needs``: seconds without which making it is not begun.
+    ``unsupported_reason(dtype)`` says why it cannot run here, None: it can. ``settings`` are variables of the
+    environment while it is made and checked. ``needs``: seconds without which making it is not begun.
     """
 
     prepare: Callable[[Problem], Callable[[], Output]]

@@ -1,4 +1,4 @@
-"""The one way to measure a case: its problem, its contenders, errors, times in turns, what else is asked for, a record."""
+"""The one way to measure a case: its problem, its contenders, their errors and their times in turns, a record."""
 
 import copy
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -59,8 +59,16 @@ def _name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def measure(case: Case, *, budget: float, without: Collection[str] = (), table: Mapping[str, Form] = TABLE,
-            with_memory: bool = True, progress: Progress = silent, device: torch.device | str = "cpu") -> Record:  # fmt: skip
+def measure(
+    case: Case,
+    *,
+    budget: float,
+    without: Collection[str] = (),
+    table: Mapping[str, Form] = TABLE,
+    with_memory: bool = True,
+    progress: Progress = silent,
+    device: torch.device | str = "cpu",
+) -> Record:
     """Measures one case: a record with one entry per contender.
 
     Args:

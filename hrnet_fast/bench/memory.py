@@ -56,8 +56,8 @@ def resident_bytes() -> int | None:
 def resident_peak(call: Callable[[], object]) -> int | None:
     """The most memory that this process has in RAM while ``call`` runs, warm; None where the system does not tell.
 
-    Everything is in it: the interpreter, weights in whatever form an engine keeps them, scratch of any allocator. Memory
-    that was freed before the call is given back first, so that preparing the call does not count.
+    Everything is in it: the interpreter, weights in whatever form an engine keeps them, scratch of any allocator.
+    Memory that was freed before the call is given back first, so that preparing the call does not count.
     """
     with torch.inference_mode():
         call()

@@ -70,8 +70,8 @@ def patched(model: nn.Module) -> nn.Module:
     return model
 
 
-def network_problem(device: torch.device | str, *, model: str, task: str, size: tuple[int, int] | None, dtype: torch.dtype,
-                    source: str | None = None, calibrated: bool = False, **options) -> Problem:  # fmt: skip
+def network_problem(device: torch.device | str, *, model: str, task: str, size: tuple[int, int] | None,
+                    dtype: torch.dtype, source: str | None = None, calibrated: bool = False, **options) -> Problem:  # fmt: skip
     """A network of create_model on a photograph.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a measurement found: a record for each case, an entry for each contender in it; written to JSON and read back."""
+"""What a measurement found: a record for each case with an entry for each contender; written to JSON and read back."""
 
 import dataclasses
 import json

@@ -57,8 +57,13 @@ class Table:
         """For a terminal, or what stands in its place."""
         every = [self.columns, *self.rows]
         widths = [max(map(len, column)) for column in zip(*every, strict=True)]
-        lines = ["  ".join(cell.ljust(w) if k < self.left else cell.rjust(w)
-                           for k, (cell, w) in enumerate(zip(row, widths, strict=True))).rstrip() for row in every]  # fmt: skip
+        lines = [
+            "  ".join(
+                cell.ljust(w) if k < self.left else cell.rjust(w)
+                for k, (cell, w) in enumerate(zip(row, widths, strict=True))
+            ).rstrip()
+            for row in every
+        ]
         return "\n".join([*([self.title] if self.title else []), lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
@@ -136,8 +141,8 @@ def notes(record: Record) -> list[str]:
             because = f", because {entry.engine_reason}" if entry.engine_reason else ""
             lines.append(f"{entry.name}: engine {entry.engine!r}{because}")
     if record.variation is not None and record.variation < LEAST_VARIATION:
-        lines.append(f"the outputs vary by {100 * record.variation:.2g} % over the image only: almost constant, so that "
-                     "even a wrong computation would seem to agree")  # fmt: skip
+        lines.append(f"the outputs vary by {100 * record.variation:.2g} % over the image only: almost constant, so "
+                     "that even a wrong computation would seem to agree")  # fmt: skip
     if record.disturbed:
         lines.append(f"other processes took {100 * record.neighbours:.0f} % of the cores meanwhile: times are longer "
                      "than on a quiet machine, and ratios are not to be relied on")  # fmt: skip

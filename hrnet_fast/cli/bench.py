@@ -34,8 +34,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--task", default="segmentation", choices=TASKS, help="default: segmentation")
     add("--image", default=None, metavar="FILE", help="default: a photograph that scikit-learn brings along, 427x640")
     add("--size", default=None, metavar="HxW", help=f"resize the image (default, by task: {sizes}; else its own)")
-    add("--dtype", default="float32", choices=[*DTYPES, "int8"],
-        help="int8: optimize in it beside float32, calibrated with other views of the photograph (default: float32)")  # fmt: skip
+    add(
+        "--dtype",
+        default="float32",
+        choices=[*DTYPES, "int8"],
+        help="int8: optimize in it beside float32, calibrated with other views of the photograph (default: float32)",
+    )
     add("--batch", type=int, default=1, metavar="N", help="the image N times (default: 1)")
     add("--threads", type=int, default=None, metavar="N", help="threads for torch (default: torch's own choice)")
     add("--device", default="cpu", metavar="DEVICE", help="cpu or cuda (default: cpu)")

@@ -352,7 +352,11 @@ def test_markdown_has_every_contender_and_every_reason():
         timed = None if failure else Spread(seconds, seconds, seconds)
         return Entry(name, error, agrees, failure, timed, speedup_over=spreads)
 
-    entries = [entry("OpenVINO", 0.1, 3.1e-2, False), entry("hrnet_fast", 0.05), entry("ONNX Runtime", 0, None, False, "no")]  # fmt: skip
+    entries = [
+        entry("OpenVINO", 0.1, 3.1e-2, False),
+        entry("hrnet_fast", 0.05),
+        entry("ONNX Runtime", 0, None, False, "no"),
+    ]
     case = Record("engines-x", "a network, bfloat16", "bfloat16", 3e-2, entries)
     text = engines_table.markdown([{"engines-x": Report([case]), "other": Report([case])}])
     assert "| a network, bfloat16 | - | 100 ms † | 50.0 ms | - | 2.00x |" in text
@@ -396,7 +400,11 @@ def test_a_peer_within_its_slack_is_timed_but_does_not_agree():
         return lambda: torch.full((3,), 1.0 + by)
 
     ones = torch.ones(3, dtype=torch.float64)
-    trio = [Contender("near", off(0.015), slack=2.0), Contender("far", off(0.03), slack=2.0), Contender("ours", off(0.015))]  # fmt: skip
+    trio = [
+        Contender("near", off(0.015), slack=2.0),
+        Contender("far", off(0.03), slack=2.0),
+        Contender("ours", off(0.015)),
+    ]
     near, far, ours = compare(trio, ones, 0.01, budget=0.01)
     assert near.seconds and not near.agrees
     assert not far.seconds

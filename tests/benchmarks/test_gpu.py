@@ -204,8 +204,14 @@ def test_goals_are_stored_as_reached_and_missed():
 
 def stored_report(folder, part, names, **more):
     """A file of made-up results."""
-    about = {"gpu": {"name": "NVIDIA H100", "driver": "580.1", "cuda": "13.0"}, "torch": "2.14.1", "commit": "abc",
-             "clocks": "clocks.sm\n1980 MHz", "copy_bytes_per_second": 3.0e12, "bfloat16_flops_per_second": 7.5e14}  # fmt: skip
+    about = {
+        "gpu": {"name": "NVIDIA H100", "driver": "580.1", "cuda": "13.0"},
+        "torch": "2.14.1",
+        "commit": "abc",
+        "clocks": "clocks.sm\n1980 MHz",
+        "copy_bytes_per_second": 3.0e12,
+        "bfloat16_flops_per_second": 7.5e14,
+    }
     Report([measured(name, **{key: [value] * 3 for key, value in more.items()}) for name in names], about).save(
         folder / f"{part}.json"
     )

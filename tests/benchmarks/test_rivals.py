@@ -10,12 +10,20 @@ from benchmarks.rival_networks import COUNTED_SIZE, NETWORKS, Count, Network, Pu
 from hrnet_fast.bench import BadInput
 from hrnet_fast.bench.record import Report
 
-SMALL = Network("hrnet_w18_small_v1", "HRNet-W18-small", lambda: rival_networks._hrnet("hrnet_w18_small_v1"), None, "it is not in the table")  # fmt: skip
+SMALL = Network(
+    "hrnet_w18_small_v1",
+    "HRNet-W18-small",
+    lambda: rival_networks._hrnet("hrnet_w18_small_v1"),
+    None,
+    "it is not in the table",
+)
 
 
 def stand_in() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()  # fmt: skip
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    ).eval()
 
 
 OTHER = Network("stand_in", "Stand-in", stand_in, Published("nothing", 268, (27 * 8 + 32) * 2**21 / 1e9, 12.3))
@@ -112,8 +120,12 @@ def test_part_of_the_gpu_benchmark(small, tmp_path, monkeypatch, capsys):
 
 
 def test_wrong_arguments(capsys):
-    for arguments, said in ((["--size", "500x1024"], "multiples of 32"), (["--size", "x"], "HEIGHTxWIDTH"),
-                            (["--threads", "0"], "at least 1"), (["--networks", "nothing"], "invalid choice")):  # fmt: skip
+    for arguments, said in (
+        (["--size", "500x1024"], "multiples of 32"),
+        (["--size", "x"], "HEIGHTxWIDTH"),
+        (["--threads", "0"], "at least 1"),
+        (["--networks", "nothing"], "invalid choice"),
+    ):
         with pytest.raises(SystemExit) as stop:
             rivals.main(arguments)
         assert stop.value.code == 2
