@@ -12,6 +12,7 @@ from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from hrnet_fast import derivative
+from hrnet_fast.autograd import below_autograd
 from hrnet_fast.backends import reference
 from hrnet_fast.call import ExchangeCall, output_memory_format
 from hrnet_fast.on_import import on_import
@@ -81,21 +82,39 @@ def _flops(inputs, weights, weighted, bias, projection, projection_bias, height,
 
 
 class _ReverseOnly(torch.library.Library):
-    """Registers derivatives of torch.library so that they refuse tangents, which would be dropped without a word."""
+    """Registers derivatives of torch.library so that they refuse tangents, which would be dropped without a word.
+
+    What this package calls itself it calls ``below_autograd``: kernels in Python double the price of a small call.
+    """
 
     def impl(self, op_name, fn, *arguments, **keywords):
+        op = getattr(torch.ops.hrnet_fast, op_name).default
+
         def kernel(keyset, *args):
             if forward_ad._current_level >= 0 and any(map(_has_tangent, tree_leaves(args))):
                 raise NotImplementedError(
                     f"torch.ops.hrnet_fast.{op_name} has no forward-mode derivative; hrnet_fast.exchange has one"
                 )
-            return fn(keyset, *args)
+            return fn(keyset, *args) if torch.is_grad_enabled() else below_autograd(op, *args)
 
         super().impl(op_name, kernel, *arguments, **keywords)
 
 
 def _has_tangent(x) -> bool:
     return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None
+
+
+def refuse_derivatives(name: str) -> None:
+    """Registers that an operator has none, forward or reverse: torch would leave them out, with a warning at best."""
+    op = getattr(torch.ops.hrnet_fast, name).default
+
+    def kernel(*args):
+        tensors = [x for x in tree_leaves(args) if isinstance(x, Tensor)]
+        if (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)) or any(map(_has_tangent, tensors)):
+            raise NotImplementedError(f"torch.ops.hrnet_fast.{name} has no derivative")
+        return below_autograd(op, *args)
+
+    _registrations.impl(name, kernel, "Autograd")
 
 
 def _register_vmap(name: str) -> None:
@@ -151,24 +170,24 @@ for _name in GPU_OPERATORS:
 for _name in (*OPERATORS, *GPU_OPERATORS):
     _complete(_name)
 _derivatives = _ReverseOnly("hrnet_fast", "FRAGMENT")
-torch.library.register_autograd(
-    "hrnet_fast::exchange", derivative.backward, setup_context=derivative.save, lib=_derivatives
-)
+for _name in (*OPERATORS, *GPU_OPERATORS):
+    torch.library.register_autograd(
+        f"hrnet_fast::{_name}", derivative.backward, setup_context=derivative.save, lib=_derivatives
+    )
 for _name in BACKWARD_OPERATORS:
     _registrations.impl(_name, derivative.exchange_backward, "CompositeExplicitAutograd")  # where there is no kernel
     torch.library.register_fake(f"hrnet_fast::{_name}", _fake_backward)
     _register_vmap(_name)
-torch.library.register_autograd(
-    "hrnet_fast::exchange_backward",
-    derivative.transpose,
-    setup_context=derivative.save_linear,
-    lib=_derivatives,
-)
+    torch.library.register_autograd(
+        f"hrnet_fast::{_name}", derivative.transpose, setup_context=derivative.save_linear, lib=_derivatives
+    )
 
 
 if extension_error is None:  # for training on the CPU; there is no other implementation of them
     torch.library.register_fake("hrnet_fast::batch_norm", _fake_batch_norm)
     torch.library.register_fake("hrnet_fast::batch_norm_backward", _fake_batch_norm_backward)
+    for _name in ("batch_norm", "batch_norm_backward", "run_program", "time_program", "pack_convolution", "pack_tiles"):
+        refuse_derivatives(_name)
 
 
 def _register_flops(flop_counter) -> None:

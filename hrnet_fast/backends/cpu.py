@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from hrnet_fast import derivative, library
+from hrnet_fast.autograd import below_autograd
 from hrnet_fast.call import ExchangeCall
 
 _FORWARD = torch.ops.hrnet_fast.exchange_fwd.default
@@ -23,4 +24,4 @@ def why_not(call: ExchangeCall | None) -> str | None:
 
 def run(call: ExchangeCall) -> Tensor:  # [N, C_out or C_p, H, W]
     # Recording for autograd costs as much as the call itself, even where no gradient is wanted.
-    return derivative.differentiable(call) if call.needs_grad else _FORWARD(*call.arguments())
+    return derivative.differentiable(call) if call.needs_grad else below_autograd(_FORWARD, *call.arguments())

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hrnet_fast import derivative, library
+from hrnet_fast.autograd import below_autograd
 from hrnet_fast.backends import gpu
 from hrnet_fast.call import ExchangeCall, is_channels_last, output_memory_format
 
@@ -45,7 +46,7 @@ def is_installed() -> bool:
 def run(call: ExchangeCall) -> Tensor:  # [N, C_out or C_p, H, W]
     if call.needs_grad:
         return derivative.differentiable(call)
-    return torch.ops.hrnet_fast.exchange_triton(*call.arguments())
+    return below_autograd(torch.ops.hrnet_fast.exchange_triton, *call.arguments())
 
 
 def on_device(call: ExchangeCall) -> Tensor:
