@@ -142,16 +142,16 @@ class FoldCache:
     def __init__(self):
         self._state: tuple | None = None  # replaced whole, so that threads never see half of one
         self.structure = Structure()  # of the same modules, for training
-        self.tried = Structure()  # whether a patched module is what it was when it was tried
+        self.tried = Structure()  # whether a module still is what its fast form was made for
 
-    def get(self, owner: nn.Module) -> Any | None:
-        """The kept value; None where there is none, or it is stale."""
+    def get(self, owner: nn.Module, watched: bool = False) -> Any | None:
+        """The kept value; None where there is none, or it is stale. ``watched``: ``tried`` was asked just before."""
         state = self._state
         if state is None:
             return None
         owner_ref, value, watch, (holders, names, known), tensors, tracked, fingerprint, _ = state
         # A replica of DataParallel shares this object with the module it was copied from.
-        if owner_ref() is not owner or not watch.unchanged():
+        if owner_ref() is not owner or not ((watched and watch is self.tried.watch) or watch.unchanged()):
             return None
         if not all(map(operator.is_, map(dict.get, holders, names), known)):
             return None
@@ -177,7 +177,9 @@ class FoldCache:
         # Aliases keep the memory of now alive, so that no later tensor can come to lie at the same address.
         aliases = [t.detach() for t in tensors]
         columns = tuple(zip(*slots, strict=True))  # holders, names, values
-        watch = Watch([*owner.modules(), *beside], owner)
+        watch, modules = self.tried.watch, [*owner.modules(), *beside]
+        if watch is None or not watch.covers(modules):
+            watch = Watch(modules, owner)
         self._state = (weakref.ref(owner), value, watch, columns, tensors, tracked, fingerprint, aliases)
 
     def get_or_put(self, owner: nn.Module, build: Callable[[], Any], beside: Iterable[nn.Module] = ()) -> Any:
@@ -191,7 +193,12 @@ class FoldCache:
         return value
 
     def current(
-        self, owner: nn.Module, foldable: Callable[[], bool], build: Callable[[], Any], beside: Iterable[nn.Module] = ()
+        self,
+        owner: nn.Module,
+        foldable: Callable[[], bool],
+        build: Callable[[], Any],
+        beside: Iterable[nn.Module] = (),
+        watched: bool = False,
     ) -> Any | None:
         """What ``build`` makes of the modules below ``owner``, kept or made now; None where they must run unfolded.
 
@@ -200,7 +207,7 @@ class FoldCache:
         folding becomes a part of the graph.
         """
         compiling = torch.compiler.is_compiling()
-        value = None if compiling or owner.training else self.get(owner)
+        value = None if compiling or owner.training else self.get(owner, watched)
         if owner.training or needs_grad(self, owner):
             return None
         if value is None:

@@ -78,7 +78,11 @@ class Watch:
         self._slots = tuple(zip(*slots, strict=True)) or ((), (), ())
         self._hooks = [h for m in modules if m is not owner
                        for h in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)]  # fmt: skip
-        self._had = list(map(bool, self._hooks))
+        self._had = list(map(bool, self._hooks)) if any(self._hooks) else None  # None: no hook at all
+
+    def covers(self, modules: Iterable[nn.Module]) -> bool:
+        """Whether all of the modules are watched."""
+        return set(map(id, modules)) <= set(map(id, self._modules))
 
     def unchanged(self) -> bool:
         """Whether everything is as it was."""
@@ -87,7 +91,7 @@ class Watch:
             all(map(operator.is_, map(dict.get, holders, names), known))
             and list(map(len, self._holders)) == self._lengths
             and list(map(type, self._modules)) == self._types
-            and list(map(bool, self._hooks)) == self._had
+            and (not any(self._hooks) if self._had is None else list(map(bool, self._hooks)) == self._had)
         )
 
 
@@ -104,6 +108,11 @@ class Structure:
 
     def __init__(self):
         self._state: tuple | None = None  # replaced whole, so that threads never see half of one
+
+    @property
+    def watch(self) -> Watch | None:
+        """That of the kept value."""
+        return None if self._state is None else self._state[2]
 
     def get(self, owner: nn.Module, make: Callable[[], Any], modules: Callable[[], Iterable[nn.Module]] | None = None):
         """The kept value, or what ``make`` returns now; ``modules``: those to watch in place of all below the owner.
