@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -102,7 +103,8 @@ def why_not_foldable(conv: nn.Module, norm: nn.Module) -> str | None:
     if type(conv) is not nn.Conv2d:  # a subclass or a parametrization may compute something else
         return f"the convolution is a {type(conv).__name__}"
     # a subclass of BatchNorm may add an activation, or compute something else
-    if not _is_inplace_abn(norm) and getattr(type(norm), "forward", None) not in _BATCHNORM_FORWARDS:
+    known = getattr(type(norm), "forward", None) in _BATCHNORM_FORWARDS
+    if not known and not _is_inplace_abn(norm) and not _is_synchronized(norm):
         return f"the norm is a {type(norm).__name__}"
     if conv.padding_mode != "zeros":
         return f"the convolution pads with {conv.padding_mode!r}"
@@ -114,6 +116,12 @@ def why_not_fold(conv: nn.Module, norm: nn.Module) -> str | None:
     reason = why_not_foldable(conv, norm)
     if reason is None and (norm.training or norm.running_mean is None or norm.running_var is None):
         return "the norm uses the statistics of the batch"
+    if (
+        reason is None
+        and _is_synchronized(norm)
+        and (torch.compiler.is_compiling() or not _evaluates_as_batchnorm(norm))
+    ):
+        return f"the norm, a {type(norm).__name__}, computes something else than BatchNorm, or cannot be asked"
     return reason
 
 
@@ -123,6 +131,23 @@ def _is_inplace_abn(norm: nn.Module) -> bool:
     return getattr(norm, "activation", None) in ("none", "identity") and any(
         k.__name__ in kinds for k in type(norm).__mro__
     )
+
+
+def _is_synchronized(norm: nn.Module) -> bool:
+    """Whether its name is that of the Synchronized-BatchNorm of which many repositories have a copy, CSAIL's first.
+
+    It has a forward of its own, which in training adds up the statistics of replicas.
+    """
+    return isinstance(norm, _BatchNorm) and any(k.__name__ == "_SynchronizedBatchNorm" for k in type(norm).__mro__)
+
+
+def _evaluates_as_batchnorm(norm: _BatchNorm) -> bool:
+    """Whether the forward of a norm, which is in evaluation mode, gives what torch's own gives."""
+    mean, var = norm.running_mean, norm.running_var
+    x = (mean + var.sqrt() * torch.linspace(-3, 3, 4).to(mean)[:, None])[:, :, None, None]  # [4, C, 1, 1]
+    x = x if norm.weight is None else x.to(norm.weight.dtype)
+    expected = F.batch_norm(x, mean, var, norm.weight, norm.bias, False, 0.0, norm.eps)
+    return torch.allclose(norm(x), expected, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 class FoldCache:

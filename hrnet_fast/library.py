@@ -12,7 +12,6 @@ from torch.autograd import forward_ad
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from hrnet_fast import derivative
-from hrnet_fast.autograd import below_autograd
 from hrnet_fast.backends import reference
 from hrnet_fast.call import ExchangeCall, output_memory_format
 from hrnet_fast.on_import import on_import
@@ -84,7 +83,7 @@ def _flops(inputs, weights, weighted, bias, projection, projection_bias, height,
 class _ReverseOnly(torch.library.Library):
     """Registers derivatives of torch.library so that they refuse tangents, which would be dropped without a word.
 
-    What this package calls itself it calls ``below_autograd``: kernels in Python double the price of a small call.
+    What this package calls itself it calls ``autograd.below_autograd``: kernels in Python double the price of a small call.
     """
 
     def impl(self, op_name, fn, *arguments, **keywords):
@@ -95,9 +94,14 @@ class _ReverseOnly(torch.library.Library):
                 raise NotImplementedError(
                     f"torch.ops.hrnet_fast.{op_name} has no forward-mode derivative; hrnet_fast.exchange has one"
                 )
-            return fn(keyset, *args) if torch.is_grad_enabled() else below_autograd(op, *args)
+            return fn(keyset, *args) if torch.is_grad_enabled() else _below_autograd(op, *args)
 
         super().impl(op_name, kernel, *arguments, **keywords)
+
+
+def _below_autograd(op, *args):
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
 
 
 def _has_tangent(x) -> bool:
@@ -112,7 +116,7 @@ def refuse_derivatives(name: str) -> None:
         tensors = [x for x in tree_leaves(args) if isinstance(x, Tensor)]
         if (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)) or any(map(_has_tangent, tensors)):
             raise NotImplementedError(f"torch.ops.hrnet_fast.{name} has no derivative")
-        return below_autograd(op, *args)
+        return _below_autograd(op, *args)
 
     _registrations.impl(name, kernel, "Autograd")
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
-from families import nvidia, ocr_branch, official, openmmlab, simple_hrnet
+from families import csail, nvidia, ocr_branch, official, openmmlab, simple_hrnet
 from torch import nn
 
 from hrnet_fast.models import randomize
@@ -36,6 +36,7 @@ FAMILIES = {
     "segmentation-aligned": Family(lambda: official.AlignedNetwork("v2"), ANY, ("HRNetV2",)),
     "segmentation-ocr": Family(lambda: ocr_branch.Network("v2"), ANY, ("HRNetV2",)),
     "nvidia": Family(nvidia.Network, ANY),
+    "csail": Family(csail.Network, ANY),
     "mmdet": Family(lambda: openmmlab.Model(openmmlab.Backbone(), openmmlab.HRFPN()), MULTIPLES, ("HRFPN",)),
     "mmpose-face": Family(openmmlab.FaceBackbone, MULTIPLES),
     "mmseg": Family(lambda: openmmlab.Model(openmmlab.SegBackbone(), openmmlab.FCNHead()), ANY, ("FCN head",)),
