@@ -59,7 +59,7 @@ def _autocast_kernel(name: str, device: str):
         dtype = torch.get_autocast_dtype(device)
 
         def cast(t: Tensor | None) -> Tensor | None:
-            return None if t is None or t.dtype == torch.float64 else t.to(dtype)
+            return t if t is None or t.dtype == torch.float64 else t.to(dtype)
 
         with torch._C._ExcludeDispatchKeyGuard(keys):
             return op([cast(x) for x in inputs], [cast(w) for w in weights], weighted, cast(bias),

@@ -19,11 +19,17 @@ _SETTINGS: dict[type, tuple[str, ...]] = {
 
 
 def altered(modules: Iterable[nn.Module]) -> bool:
-    """Whether a call of any of the modules does more than the forward of its class: hooks, or a forward of its own."""
+    """Whether a call of any of the modules does more than the methods of its class: hooks, or a method of its own."""
     return any(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks or "forward" in vars(m)
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks or _own_methods(m)
         for m in modules
     )
+
+
+def _own_methods(module: nn.Module) -> bool:
+    """Whether an instance has something in place of a method of its class: its forward, what that calls."""
+    kind = type(module)
+    return any(callable(getattr(kind, name, None)) for name in vars(module))
 
 
 def _settings(module: nn.Module) -> Iterator[tuple[str, Any]]:

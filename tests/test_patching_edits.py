@@ -122,6 +122,12 @@ def own_forward(model, draw):
     module.forward = functools.partial(lambda m, x: type(m).forward(m, x) * 1.5, module)
 
 
+def own_method(model, draw):
+    """Of those that a forward calls."""
+    conv = some(model, draw, nn.Conv2d)
+    conv._conv_forward = functools.partial(lambda m, *args: type(m)._conv_forward(m, *args) * 1.5, conv)
+
+
 def hook(model, draw):
     module = some(model, draw, nn.Module, lambda m: not list(m.children()))
     if draw.random() < 0.5:
@@ -251,7 +257,7 @@ def frozen(model, draw):
     model.requires_grad_(False)
 
 
-EDITS = (activation, upsample_settings, upsample_replaced, geometry, own_forward, hook, removed_hook, parametrized,
+EDITS = (activation, upsample_settings, upsample_replaced, geometry, own_forward, own_method, hook, removed_hook, parametrized,
          weight_norm, eps, norm_replaced, norm_of_the_batch, norm_without_statistics, more_in_a_path, bias_added,
          weights_loaded, weight_replaced, weight_written, module_replaced, optimizer_step, averaged, subclass, double,
          observed, swapped, frozen)  # fmt: skip
