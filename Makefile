@@ -41,8 +41,8 @@ test: .make/package
 # QUICK: fewer kinds of errors, a few random cases for each capability of the machine, as CI runs it.
 QUICK ?=
 SANITIZED = .make/sanitized$(if $(QUICK),-quick)
-SANITIZED_TESTS ?= $(addprefix tests/,test_program_memory.py test_program_arguments.py test_fuzz.py test_batch_norm.py test_class_map.py \
-  runtime/test_tiles_int8.py $(if $(QUICK),,test_planned_kernels.py runtime/test_tiles.py test_exchange.py test_backward.py))
+SANITIZED_TESTS ?= $(addprefix tests/,runtime/cpu $(if $(QUICK),,ops/test_exchange.py ops/test_backward.py) \
+  ops/test_random_exchanges.py ops/test_batch_norm_relu.py ops/test_interpolate_argmax.py)
 SANITIZED_ARGS = $(if $(QUICK),-k "memory or refused or errors or checked or changed_programs or random_exchanges or against_torch \
   or first_of_equal or all_instruction_sets")
 FUZZ ?= $(if $(QUICK),3000,20000)
@@ -50,8 +50,8 @@ PRELOAD = $(foreach name,asan stdc++,$(shell $(CXX) -print-file-name=lib$(name).
 SANITIZERS = LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 sanitize: .make/package
 	HRNET_FAST_SANITIZE=$(if $(QUICK),quick,all) HRNET_FAST_NO_CUDA=1 $(PYTHON) setup.py --quiet build --build-base $(SANITIZED)-objects --build-lib $(SANITIZED)
-	$(SANITIZERS) $(if $(QUICK),HRNET_FAST_FUZZ=200) $(PYTHON) -P -m pytest --override-ini pythonpath=$(SANITIZED) --numprocesses $(JOBS) --dist worksteal $(SANITIZED_ARGS) $(SANITIZED_TESTS)
-	$(SANITIZERS) PYTHONPATH=$(SANITIZED) $(PYTHON) tests/fuzz_programs.py 0 $(FUZZ)
+	$(SANITIZERS) $(if $(QUICK),HRNET_FAST_FUZZ=200) $(PYTHON) -P -m pytest --override-ini "pythonpath=$(SANITIZED) tests" --numprocesses $(JOBS) --dist worksteal $(SANITIZED_ARGS) $(SANITIZED_TESTS)
+	$(SANITIZERS) PYTHONPATH=$(SANITIZED) $(PYTHON) tests/support/fuzz_programs.py 0 $(FUZZ)
 
 bench: .make/package
 	$(PYTHON) -m hrnet_fast bench --json bench.json --plot bench.png $(ARGS)

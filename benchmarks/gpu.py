@@ -141,7 +141,7 @@ def sanitize(results: Path, limit: float) -> int:
     if tool is None:
         print("compute-sanitizer is not installed: nothing was checked")
         return 0
-    suite = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/test_gpu.py", "-k", "sanitize"]
+    suite = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/ops/test_gpu.py", "-k", "sanitize"]
     return max(
         _run([tool, "--tool", check, "--error-exitcode", "9", *suite], limit / 2) for check in ("memcheck", "racecheck")
     )

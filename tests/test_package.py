@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from exchange_cases import truth
 
 import hrnet_fast as hf
 from hrnet_fast import library
 from hrnet_fast.tolerances import OPERATOR, relative_error
+from support.exchange_cases import truth
 
 ROOT = Path(__file__).parent.parent
 # Imports only go down this list; within one entry they are free.
