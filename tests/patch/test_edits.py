@@ -341,6 +341,30 @@ def test_every_edit_but_some_changes_the_result(edit):
     assert (True in changed) == (edit not in invisible)
 
 
+@pytest.mark.parametrize("own", [False, True], ids=["patched", "own"])
+@pytest.mark.parametrize(("cls", "name"), [(nn.Conv2d, "forward"), (nn.Conv2d, "_conv_forward"), (nn.ReLU, "forward"),
+                                           (nn.BatchNorm2d, "forward"), (nn.BatchNorm2d, "__call__"), (BasicBlock, "forward"),
+                                           (official.NearestModule, "forward")])  # fmt: skip
+def test_methods_that_are_replaced_for_a_whole_class(cls, name, own, monkeypatch):
+    plain = randomized(Own()).eval() if own else unit(official.NearestModule)
+    fast = copy.deepcopy(plain)
+    if not own:
+        hf.patch(fast)
+    before = outcome(fast, "evaluation", False)[0]
+    method = getattr(cls, name)
+
+    def scaled(self, *args):
+        y = method(self, *args)
+        return [z * 1.2 for z in y] if isinstance(y, list) else y * 1.2
+
+    monkeypatch.setattr(cls, name, scaled)
+    assert not fault(plain, fast, "evaluation", own)
+    changed = max(map(relative_error, outcome(fast, "evaluation", False)[0], before)) > 1e-3
+    assert changed == (not own or cls not in (BasicBlock, official.NearestModule))
+    monkeypatch.undo()
+    assert all(map(torch.equal, outcome(fast, "evaluation", False)[0], before))
+
+
 @pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward"])
 def test_global_hooks_see_every_call(kind):
     """As many calls as on the model that was not patched; the results stay the same."""
