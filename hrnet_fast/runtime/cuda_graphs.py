@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from hrnet_fast.autograd import batched, transformed
+from hrnet_fast.ops.transforms import batched, transformed
 from hrnet_fast.runtime.cuda_streams import CUDA
 
 WARM_UP = 3  # runs before a capture: they fold, compile, and let cuDNN choose, none of which can be recorded

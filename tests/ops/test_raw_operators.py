@@ -5,7 +5,7 @@ import torch
 from torch.autograd import forward_ad
 from torch.func import jacfwd, jvp, vmap
 
-from hrnet_fast import library
+from hrnet_fast.ops import library
 from ops.test_derivatives import drawn, function, scalar
 
 SETTINGS = 4, 4, "bilinear", False, True, False

@@ -8,9 +8,9 @@ from torch._subclasses import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 import hrnet_fast as hf
-from hrnet_fast import library
-from hrnet_fast.backends import reference as plain
-from hrnet_fast.call import ExchangeCall
+from hrnet_fast.ops import library
+from hrnet_fast.ops.backends import reference as plain
+from hrnet_fast.ops.exchange.call import ExchangeCall
 from hrnet_fast.tolerances import OPERATOR as TOLERANCE
 from hrnet_fast.tolerances import relative_error
 from support.exchange_cases import CASES, MODES, make, truth

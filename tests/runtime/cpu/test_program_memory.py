@@ -10,9 +10,9 @@ from hrnet_fast.network.nodes import Constants
 from hrnet_fast.network.passes import steps_of
 from hrnet_fast.network.record import record
 from hrnet_fast.runtime.cpu import tiled_steps
+from hrnet_fast.runtime.cpu.encode import Program
 from hrnet_fast.runtime.cpu.packed_weights import PackedWeights
-from hrnet_fast.runtime.cpu.program import Program
-from hrnet_fast.runtime.cpu.tiled_program import TiledProgram
+from hrnet_fast.runtime.cpu.tiled_encode import TiledProgram
 from runtime.cpu.test_kernels import lowered
 from runtime.cpu.test_program_arguments import OUTPUT, RESIDUAL, SOURCE, WEIGHT, changed
 
