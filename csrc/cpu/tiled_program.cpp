@@ -193,7 +193,7 @@ void tiled_step(Reader& in, bool run, int64_t* nanoseconds) {
       default: graph.add(read_restore(in), std::move(after));
     }
   }
-  if (run) graph.run(tiled_kernels(), num_threads(), nanoseconds);
+  if (run) graph.run(tiled_kernels(graph.has_bytes()), num_threads(), nanoseconds);
 }
 
 }  // namespace hrnet_fast
