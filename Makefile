@@ -39,15 +39,15 @@ test: .make/package
 
 # The C++ code under AddressSanitizer and UndefinedBehaviorSanitizer (GCC's): what they find ends the tests.
 SANITIZED = .make/sanitized
-SANITIZED_TESTS ?= $(addprefix tests/,test_planned_kernels.py test_program_arguments.py runtime/test_tiles.py runtime/test_tiles_int8.py test_exchange.py \
-  test_backward.py test_batch_norm.py test_class_map.py)
+SANITIZED_TESTS ?= $(addprefix tests/,runtime/cpu ops/test_exchange.py ops/test_backward.py ops/test_batch_norm_relu.py \
+  ops/test_interpolate_argmax.py)
 FUZZ ?= 20000
 PRELOAD = $(foreach name,asan stdc++,$(shell $(CXX) -print-file-name=lib$(name).so))
 SANITIZERS = LD_PRELOAD="$(PRELOAD)" ASAN_OPTIONS=detect_leaks=0 UBSAN_OPTIONS=print_stacktrace=1
 sanitize: .make/package
 	HRNET_FAST_SANITIZE=1 HRNET_FAST_NO_CUDA=1 $(PYTHON) setup.py --quiet build --build-base .make/sanitize --build-lib $(SANITIZED)
-	$(SANITIZERS) $(PYTHON) -P -m pytest --override-ini pythonpath=$(SANITIZED) --numprocesses $(JOBS) --dist worksteal $(SANITIZED_TESTS)
-	$(SANITIZERS) PYTHONPATH=$(SANITIZED) $(PYTHON) tests/fuzz_programs.py 0 $(FUZZ)
+	$(SANITIZERS) $(PYTHON) -P -m pytest --override-ini "pythonpath=$(SANITIZED) tests" --numprocesses $(JOBS) --dist worksteal $(SANITIZED_TESTS)
+	$(SANITIZERS) PYTHONPATH=$(SANITIZED) $(PYTHON) tests/support/fuzz_programs.py 0 $(FUZZ)
 
 bench: .make/package
 	$(PYTHON) -m hrnet_fast bench --json bench.json --plot bench.png $(ARGS)

@@ -36,7 +36,7 @@ inline Tensor empty_output(const Tensor& like, int64_t n, int64_t c, int64_t h, 
       channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
 }
 
-// Whether channels are innermost: the rule of hrnet_fast.call.is_channels_last.
+// Whether channels are innermost: the rule of hrnet_fast.ops.exchange.call.is_channels_last.
 inline bool is_channels_last(const Tensor& x) { return x.stride(1) == 1 && x.stride(3) != 1; }
 
 }  // namespace hrnet_fast

@@ -5,22 +5,22 @@ Only the operator is imported here; everything else is loaded on first use, so t
 
 import importlib
 
-from hrnet_fast.exchange import exchange
+from hrnet_fast.ops.exchange.api import exchange
 
 __version__ = "0.1.0"
 
 # public name -> the module that defines it
 _LAZY = {
-    "interpolate_argmax": "hrnet_fast.class_map",
-    "ExchangeUnit": "hrnet_fast.modules",
-    "HRFPN": "hrnet_fast.modules",
-    "SegmentationHead": "hrnet_fast.modules",
-    "refold": "hrnet_fast.modules",
+    "interpolate_argmax": "hrnet_fast.ops.interpolate_argmax",
+    "ExchangeUnit": "hrnet_fast.nn",
+    "HRFPN": "hrnet_fast.nn",
+    "SegmentationHead": "hrnet_fast.nn",
+    "refold": "hrnet_fast.nn",
     "patch": "hrnet_fast.patching",
     "unpatch": "hrnet_fast.patching",
     "create_model": "hrnet_fast.models",
     "list_models": "hrnet_fast.models",
-    "load_checkpoint": "hrnet_fast.models",
+    "load_checkpoint": "hrnet_fast.checkpoints.load",
     "optimize": "hrnet_fast.runtime",
     "Calibration": "hrnet_fast.runtime",
     "calibrate": "hrnet_fast.runtime",

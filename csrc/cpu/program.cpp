@@ -1,6 +1,6 @@
 // A planned network: steps on images that lie in one arena, run without returning to Python between them.
 //
-// The plan is a vector of 64-bit integers (hrnet_fast/runtime/cpu/program.py writes it): steps one after the other,
+// The plan is a vector of 64-bit integers (hrnet_fast/runtime/cpu/encode.py writes it): steps one after the other,
 // each begun by its kind and its length. An address is a pair (base, byte offset); bases are the arena and then the
 // tensors that the caller hands in, constants, images and results. Nothing in it is trusted: all steps are read before
 // the first one runs, every number in its range, every address against the size and dtype of what it points into.

@@ -1,5 +1,5 @@
 // hrnet_fast._C_cuda: the CUDA kernels as operators, through the LibTorch stable ABI (torch >= 2.11). Their schemas are
-// defined in hrnet_fast/backends/cuda.py, which checks what the kernels rely on.
+// defined in hrnet_fast/ops/backends/cuda.py, which checks what the kernels rely on.
 #include <Python.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>

@@ -11,10 +11,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from hrnet_fast.apps import networks, pipeline
+from hrnet_fast.apps.pictures import files
 from hrnet_fast.bench import BadInput, report
 from hrnet_fast.cli.common import DTYPES, check_checkpoint, check_least, find_device
 from hrnet_fast.models import configs
-from hrnet_fast.pictures import files, networks, pipeline
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, model: str, out: str) -> None:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hrnet_fast.autograd import transformed
+from hrnet_fast.ops.transforms import transformed
 from hrnet_fast.runtime.arguments import Arguments, Expected
 from hrnet_fast.runtime.calibration import Calibration, calibrate
 from hrnet_fast.runtime.changes import Fingerprint
