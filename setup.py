@@ -81,7 +81,7 @@ def extensions():
         "extra_link_args": link_flags(),
         "py_limited_api": True,
     }
-    sources = relative(*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp"))
+    sources = relative(*(path for folder in cpu_folders() for path in folder.glob("*.cpp")))
     modules = [CppExtension("hrnet_fast._C", sources, extra_compile_args=compile_flags(), **common)]
     reason = why_not_cuda(torch.version.cuda, toolkit)
     if reason is None:
@@ -89,6 +89,13 @@ def extensions():
     else:
         print(f"hrnet_fast: built without CUDA kernels: {reason}")
     return modules, {"build_ext": Build}
+
+
+def cpu_folders() -> list[Path]:
+    """Where the sources lie that this machine's processor can run: csrc/cpu/x86_64, csrc/cpu/aarch64, or none of them."""
+    machine = platform.machine().lower()
+    architecture = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+    return [ROOT / "csrc", ROOT / "csrc" / "cpu", ROOT / "csrc" / "cpu" / architecture]
 
 
 def why_not_cuda(torch_cuda: str | None, toolkit: Path | None) -> str | None:
