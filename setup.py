@@ -11,6 +11,7 @@ Environment:
     HRNET_FAST_SANITIZE   "all": AddressSanitizer and UndefinedBehaviorSanitizer, for `make sanitize`; "quick": what of
                           them compiles in a quarter of the time
     TORCH_CUDA_ARCH_LIST  the GPUs to compile for, such as 9.0; default: all from 7.5 on
+    HRNET_FAST_URL        where the repository is, such as https://example.org/hrnet_fast: links of the package's page
 """
 
 import os
@@ -170,8 +171,28 @@ def compile_flags() -> list[str]:
     ]
 
 
+def long_description(url: str) -> str:
+    """README.md with absolute links into the repository at ``url``; without a url their text alone, and no pictures."""
+
+    def link(match: re.Match) -> str:
+        picture, text, target = match.groups()
+        if "://" in target:
+            return match[0]
+        if url:
+            return f"{picture}[{text}]({url}/{'raw' if picture else 'blob'}/main/{target})"
+        return "" if picture else text
+
+    return re.sub(r"(!?)\[([^]]*)\]\(([^)\s]+)\)", link, (ROOT / "README.md").read_text(encoding="utf-8"))
+
+
+URL = os.environ.get("HRNET_FAST_URL", "").rstrip("/")
+PAGES = {"Source": "", "Documentation": "/blob/main/docs/index.md", "Issues": "/issues",
+         "Changelog": "/blob/main/CHANGELOG.md"}  # fmt: skip
 ext_modules, cmdclass = extensions()
 setup(
+    long_description=long_description(URL),
+    long_description_content_type="text/markdown",
+    project_urls={name: URL + path for name, path in PAGES.items()} if URL else {},
     ext_modules=ext_modules,
     cmdclass=cmdclass,
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if ext_modules else {},
