@@ -9,7 +9,7 @@
 #   make lint     what CI checks besides               make format  rewrites what lint complains about
 #   make ray      the example for Ray Data, two workers
 #   make docs     docs/_build/html                     warnings are errors
-#   make wheel    dist/*.whl                           make clean   removes what was built here, not .venv
+#   make wheel    dist/*.whl, manylinux, checked       make clean   removes what was built here, not .venv
 TORCH ?= torch==2.13.0
 BASE_PYTHON ?= python3
 ARGS ?=
@@ -87,10 +87,17 @@ docs: .make/docs
 	$(PYTHON) -m sphinx --fail-on-warning --keep-going --quiet docs docs/_build/html
 	@echo docs/_build/html/index.html
 
-# build/lib would bring modules into the wheel that are no longer in the tree.
-wheel: .make/package
-	rm -rf build/lib* build/bdist* dist
-	$(PYTHON) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir dist .
+# build/lib would bring modules into the wheel that are no longer in the tree. LibTorch's libraries are those of the torch
+# that is installed where the wheel is: they are not copied into it.
+wheel: .make/publish
+	rm -rf build/lib* build/bdist* dist .make/wheel
+	$(PYTHON) -m pip wheel --quiet --no-build-isolation --no-deps --wheel-dir .make/wheel .
+ifeq ($(shell uname -s),Linux)
+	PATH="$(BIN):$$PATH" $(PYTHON) -m auditwheel repair --exclude 'libtorch*' --exclude 'libc10*' --wheel-dir dist .make/wheel/*.whl
+else
+	mkdir -p dist && mv .make/wheel/*.whl dist
+endif
+	$(PYTHON) -m twine check --strict dist/*.whl
 	@ls dist/*.whl
 
 clean:
@@ -116,6 +123,6 @@ endif
 	HRNET_FAST_NO_EXT=1 $(PYTHON) -m pip install --quiet --no-build-isolation --editable ".[dev]"
 	@touch $@
 
-.make/docs: .make/package
-	HRNET_FAST_NO_EXT=1 $(PYTHON) -m pip install --quiet --no-build-isolation --constraint .make/constraint --editable ".[docs]"
+.make/docs .make/publish: .make/package
+	HRNET_FAST_NO_EXT=1 $(PYTHON) -m pip install --quiet --no-build-isolation --constraint .make/constraint --editable ".[$(@F)]"
 	@touch $@

@@ -11,6 +11,7 @@ Environment:
     HRNET_FAST_SANITIZE   "all": AddressSanitizer and UndefinedBehaviorSanitizer, for `make sanitize`; "quick": what of
                           them compiles in a quarter of the time
     TORCH_CUDA_ARCH_LIST  the GPUs to compile for, such as 9.0; default: all from 7.5 on
+    HRNET_FAST_URL        where the repository is, such as https://example.org/hrnet_fast: links of the package's page
 """
 
 import os
@@ -81,7 +82,7 @@ def extensions():
         "extra_link_args": link_flags(),
         "py_limited_api": True,
     }
-    sources = relative(*ROOT.glob("csrc/*.cpp"), *ROOT.glob("csrc/cpu/*.cpp"))
+    sources = relative(*(path for folder in cpu_folders() for path in folder.glob("*.cpp")))
     modules = [CppExtension("hrnet_fast._C", sources, extra_compile_args=compile_flags(), **common)]
     reason = why_not_cuda(torch.version.cuda, toolkit)
     if reason is None:
@@ -89,6 +90,13 @@ def extensions():
     else:
         print(f"hrnet_fast: built without CUDA kernels: {reason}")
     return modules, {"build_ext": Build}
+
+
+def cpu_folders() -> list[Path]:
+    """Where the sources lie that this machine's processor can run: csrc/cpu/x86_64, csrc/cpu/aarch64, or none of them."""
+    machine = platform.machine().lower()
+    architecture = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
+    return [ROOT / "csrc", ROOT / "csrc" / "cpu", ROOT / "csrc" / "cpu" / architecture]
 
 
 def why_not_cuda(torch_cuda: str | None, toolkit: Path | None) -> str | None:
@@ -163,8 +171,28 @@ def compile_flags() -> list[str]:
     ]
 
 
+def long_description(url: str) -> str:
+    """README.md with absolute links into the repository at ``url``; without a url their text alone, and no pictures."""
+
+    def link(match: re.Match) -> str:
+        picture, text, target = match.groups()
+        if "://" in target:
+            return match[0]
+        if url:
+            return f"{picture}[{text}]({url}/{'raw' if picture else 'blob'}/main/{target})"
+        return "" if picture else text
+
+    return re.sub(r"(!?)\[([^]]*)\]\(([^)\s]+)\)", link, (ROOT / "README.md").read_text(encoding="utf-8"))
+
+
+URL = os.environ.get("HRNET_FAST_URL", "").rstrip("/")
+PAGES = {"Source": "", "Documentation": "/blob/main/docs/index.md", "Issues": "/issues",
+         "Changelog": "/blob/main/CHANGELOG.md"}  # fmt: skip
 ext_modules, cmdclass = extensions()
 setup(
+    long_description=long_description(URL),
+    long_description_content_type="text/markdown",
+    project_urls={name: URL + path for name, path in PAGES.items()} if URL else {},
     ext_modules=ext_modules,
     cmdclass=cmdclass,
     options={"bdist_wheel": {"py_limited_api": "cp311"}} if ext_modules else {},

@@ -197,7 +197,7 @@ void tiled_step(Reader& in, bool run, int64_t* nanoseconds) {
     in.end_operation();
     in.check_accesses();
   }
-  if (run) graph.run(tiled_kernels(), num_threads(), nanoseconds);
+  if (run) graph.run(tiled_kernels(graph.has_bytes()), num_threads(), nanoseconds);
 }
 
 }  // namespace hrnet_fast
