@@ -21,9 +21,9 @@ import torch
 from benchmarks import gpu_cases, gpu_measure
 from benchmarks.gpu_cases import FAST, GpuCase
 from benchmarks.gpu_goals import goals_first, outcomes, share_of_copy, speedup
-from hrnet_fast import library
-from hrnet_fast.backends import cuda
 from hrnet_fast.bench import machine
+from hrnet_fast.ops import library
+from hrnet_fast.ops.backends import cuda
 
 LIMIT = 500.0  # seconds of a part, which has to end within 9 minutes
 SLACK = 40.0  # seconds more before it is ended from outside: it starts, and ends what it is at

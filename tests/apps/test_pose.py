@@ -8,10 +8,10 @@ import torch
 from PIL import Image
 
 import hrnet_fast as hf
+from hrnet_fast.apps import boxes, networks, pose
+from hrnet_fast.apps.boxes import Box, BoxFile
+from hrnet_fast.apps.skeleton import LIMBS, draw
 from hrnet_fast.cli import main
-from hrnet_fast.pictures import boxes, networks, pose
-from hrnet_fast.pictures.boxes import Box, BoxFile
-from hrnet_fast.pictures.skeleton import LIMBS, draw
 
 SMALL = "hrnet_w18_small_v1"
 

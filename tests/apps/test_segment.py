@@ -13,13 +13,15 @@ from PIL import Image
 import hrnet_fast as hf
 from checkpoints.test_checkpoint import Dangerous
 from hrnet_fast import files as writing
+from hrnet_fast.apps import by_shape, networks, pipeline
+from hrnet_fast.apps.inference import probabilities
+from hrnet_fast.apps.pictures import BadPicture, files, reading
+from hrnet_fast.apps.pictures.overlay import class_image, overlay
+from hrnet_fast.apps.pictures.palette import CITYSCAPES, palette
+from hrnet_fast.apps.segment import Segmenter
+from hrnet_fast.checkpoints.convert import convert_checkpoint
 from hrnet_fast.cli import main
-from hrnet_fast.models import convert_checkpoint, randomize
-from hrnet_fast.pictures import BadPicture, by_shape, files, networks, pipeline, reading
-from hrnet_fast.pictures.inference import probabilities
-from hrnet_fast.pictures.overlay import class_image, overlay
-from hrnet_fast.pictures.palette import CITYSCAPES, palette
-from hrnet_fast.pictures.segmentation import Segmenter
+from hrnet_fast.models import randomize
 from hrnet_fast.runtime.cpu.planned import why_not
 from hrnet_fast.tolerances import MODEL, relative_error
 

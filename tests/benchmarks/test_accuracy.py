@@ -10,7 +10,7 @@ import hrnet_fast as hf
 from benchmarks import accuracy, accuracy_table, readme_table
 from hrnet_fast.models import randomize
 
-HAS_BYTES = hf.library.extension_error is None and torch.ops.hrnet_fast.has_bytes()
+HAS_BYTES = hf.ops.library.extension_error is None and torch.ops.hrnet_fast.has_bytes()
 
 
 def row(name: str, miou: float | None, agreement: float | None = 1.0, failure: str | None = None, engine="planned"):

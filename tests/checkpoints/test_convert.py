@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import load_file
 
 import hrnet_fast as hf
+from hrnet_fast.checkpoints.header import read_header
 from hrnet_fast.cli import main
-from hrnet_fast.models import read_header
 from support.convert_cases import (
     FAMILIES,
     converted,
@@ -76,7 +76,7 @@ def test_all_configurations_are_told_apart(tmp_path):
             shapes = {k: v.shape for k, v in hf.create_model(name, "features").state_dict().items()}
         # views of one number: the weights themselves do not matter
         state = {k: torch.zeros(()).expand(shape) for k, shape in shapes.items()}
-        from hrnet_fast.models.convert import _configuration
+        from hrnet_fast.checkpoints.convert import _configuration
 
         assert _configuration(state, "file")[0] == name
 

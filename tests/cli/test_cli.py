@@ -8,10 +8,11 @@ import pytest
 import torch
 from PIL import Image
 
-from hrnet_fast import backends, create_model
+from hrnet_fast import create_model
 from hrnet_fast.bench import network
 from hrnet_fast.cli import main, verify
 from hrnet_fast.models import TASKS
+from hrnet_fast.ops import backends
 
 
 @pytest.fixture

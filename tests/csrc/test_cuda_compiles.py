@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hrnet_fast.backends import cuda
+from hrnet_fast.ops.backends import cuda
 
 CUDA = Path(__file__).parents[2] / "csrc" / "cuda"
 TOOLKIT = runpy.run_path(str(CUDA / "toolkit.py"))

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hrnet_fast import derivative
-from hrnet_fast.backends import cuda, gpu
-from hrnet_fast.call import output_memory_format
-from hrnet_fast.exchange import _validate
+from hrnet_fast.ops.backends import cuda, gpu
+from hrnet_fast.ops.exchange import autograd
+from hrnet_fast.ops.exchange.api import _validate
+from hrnet_fast.ops.exchange.call import output_memory_format
 from hrnet_fast.tolerances import OPERATOR, OPERATOR_TF32, relative_error
 from support.cuda_host import Host
 from support.exchange_cases import CASES, MODES, make, truth
@@ -153,7 +153,7 @@ def test_backward(host, mode, layout, dtype):
         g, y = (torch.randn(shape).to(dtype).contiguous(memory_format=layout) for _ in range(2))
         y = y.relu()
         for output in (y, None):
-            expected = derivative.exchange_backward(g.double(), None if output is None else y.double(), sizes, name,
+            expected = autograd.exchange_backward(g.double(), None if output is None else y.double(), sizes, name,
                                                     align_corners, output is not None)  # fmt: skip
             arguments = cuda.backward_arguments(g, output, sizes, name, align_corners, output is not None)
             for found, ref in zip(host.exchange_backward_sums(*arguments), expected, strict=True):
@@ -164,6 +164,6 @@ def test_backward(host, mode, layout, dtype):
 def test_backward_keeps_infinities_in_their_window(host):
     g = torch.randn(1, 4, 16, 16).contiguous(memory_format=torch.channels_last)
     g[0, 1, 9, 3] = float("inf")
-    (ref,) = derivative.exchange_backward(g, None, [4, 4], "bilinear", False, False)
+    (ref,) = autograd.exchange_backward(g, None, [4, 4], "bilinear", False, False)
     (found,) = host.exchange_backward_sums(*cuda.backward_arguments(g, None, [4, 4], "bilinear", False, False))
     assert torch.equal(found.isfinite(), ref.isfinite())

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from hrnet_fast.backends import triton
 from hrnet_fast.kernels import configurations
+from hrnet_fast.ops.backends import triton
 from ops.test_interpolate_argmax import CASES, CORNERS, LAYOUTS, check, expected, scores
 
 

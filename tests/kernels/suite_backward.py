@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from hrnet_fast import derivative
-from hrnet_fast.backends import triton
 from hrnet_fast.kernels import configurations
+from hrnet_fast.ops.backends import triton
+from hrnet_fast.ops.exchange import autograd
 from hrnet_fast.tolerances import OPERATOR, relative_error
 from ops.test_backward import LAYOUTS, MODES, SHAPES, make
 
@@ -17,7 +17,7 @@ def check(shape, sizes, dtype, mode, layout, masked, same):
     flat = [n for size in sizes for n in size]
     output = y if masked else None
     exact = None if output is None else output.float()
-    expected = derivative.exchange_backward(g.float(), exact, flat, *mode, same)
+    expected = autograd.exchange_backward(g.float(), exact, flat, *mode, same)
     found = triton.compute_backward(g, output, flat, *mode, same)
     assert len(found) == len(expected) == len(sizes) + same
     for a, b in zip(found, expected, strict=True):
@@ -64,6 +64,6 @@ def test_an_infinite_gradient_stays_in_its_window():
     g = torch.randn(1, 2, 16, 16)
     g[0, 0, 3, 5] = float("inf")
     (low,) = triton.compute_backward(g, None, [4, 4], "bilinear", False, False)
-    expected = derivative.exchange_backward(g, None, [4, 4], "bilinear", False, False)[0]
+    expected = autograd.exchange_backward(g, None, [4, 4], "bilinear", False, False)[0]
     assert torch.equal(low.isinf(), expected.isinf())
     assert not low.isnan().any()

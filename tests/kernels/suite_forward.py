@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hrnet_fast.backends import triton
-from hrnet_fast.exchange import _validate
 from hrnet_fast.kernels import configurations
+from hrnet_fast.ops.backends import triton
+from hrnet_fast.ops.exchange.api import _validate
 from hrnet_fast.tolerances import OPERATOR, relative_error
 from support.exchange_cases import CASES, MODES, make, truth
 

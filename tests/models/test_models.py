@@ -7,7 +7,7 @@ import torch
 
 import hrnet_fast as hf
 from hrnet_fast.models import configs, multiply_adds, randomize
-from hrnet_fast.standard import standard_operators
+from hrnet_fast.nn.plain_mode import standard_operators
 from hrnet_fast.tolerances import MODEL, relative_error
 from support.model_cases import SMALL, assert_equal, image, pair
 

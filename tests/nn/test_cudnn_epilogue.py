@@ -9,12 +9,11 @@ from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hrnet_fast as hf
-from hrnet_fast import convolution, cudnn_epilogue
-from hrnet_fast.backends import cuda, gpu, preferences
-from hrnet_fast.convolution import FoldedConv
-from hrnet_fast.modules import exchange_unit
-from hrnet_fast.modules.exchange_plan import current_plan
-from hrnet_fast.modules.exchange_unit import PlainExchangeUnit
+from hrnet_fast.nn import cudnn_epilogue, exchange_unit, prepared_conv
+from hrnet_fast.nn.exchange_unit import PlainExchangeUnit
+from hrnet_fast.nn.folded_exchange import current_plan
+from hrnet_fast.nn.prepared_conv import PreparedConv
+from hrnet_fast.ops.backends import cuda, gpu, preferences
 from hrnet_fast.tolerances import relative_error
 from support.fake_gpu import made_up_gpu
 
@@ -144,7 +143,7 @@ def launches(monkeypatch, unit, epilogue, dtype=torch.float16):
     monkeypatch.setattr(cuda, "_launch", launch)
     monkeypatch.setattr(cuda, "extension_error", None)
     monkeypatch.setattr(cuda, "kernels_error", lambda index: None)
-    monkeypatch.setattr(convolution, "Tensor", FakeTensor)  # the plain tensors of this test
+    monkeypatch.setattr(prepared_conv, "Tensor", FakeTensor)  # the plain tensors of this test
     monkeypatch.setenv(cudnn_epilogue.VARIABLE, "1" if epilogue else "0")
     with mode, torch.no_grad():
         unit = unit.to("cuda:0", dtype, memory_format=torch.channels_last).eval()
@@ -182,9 +181,9 @@ def test_a_convolution_that_cudnn_refuses_goes_back_to_conv2d(operators, monkeyp
         operators.append("refused")
         raise RuntimeError("GET was unable to find an engine to execute this computation\nmore")
 
-    conv = FoldedConv(torch.randn(6, 6, 3, 3), torch.randn(6), padding=(1, 1), relu_from=0)
+    conv = PreparedConv(torch.randn(6, 6, 3, 3), torch.randn(6), padding=(1, 1), relu_from=0)
     monkeypatch.setattr(conv, "why_plain", lambda x: "a test")
-    monkeypatch.setattr(FoldedConv, "why_not_epilogue", lambda self, x: self._failure)
+    monkeypatch.setattr(PreparedConv, "why_not_epilogue", lambda self, x: self._failure)
     x = image(dtype=torch.float32)
     expected = F.relu(F.conv2d(x, conv.weight, conv.bias, padding=1))
     assert torch.equal(conv(x), expected)
@@ -206,7 +205,7 @@ def test_on_a_gpu(dtype, monkeypatch):
             torch.randn(channels, channels, kernel, kernel) / (channels * kernel**2) ** 0.5,
             torch.randn(channels),
         )
-        conv = FoldedConv(
+        conv = PreparedConv(
             weight.to("cuda", dtype), bias.to("cuda", dtype), (stride,) * 2, (kernel // 2,) * 2, relu_from=0
         )
         x = torch.randn(2, channels, 33, 47).to("cuda", dtype).contiguous(memory_format=torch.channels_last)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hrnet_fast import ExchangeUnit, SegmentationHead
-from hrnet_fast.modules import PlainExchangeUnit, PlainSegmentationHead
+from hrnet_fast.nn import PlainExchangeUnit, PlainSegmentationHead
 from hrnet_fast.tolerances import relative_error
 
 MODES = [("bilinear", False), ("bilinear", True), ("nearest", False)]

@@ -8,12 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import hrnet_fast as hf
 from hrnet_fast import ExchangeUnit, SegmentationHead, refold
-from hrnet_fast.convolution import FoldedConv, why_not_onednn
-from hrnet_fast.folding import FoldCache, fold, fold_modules, why_not_fold
 from hrnet_fast.models import randomize
-from hrnet_fast.modules import PlainExchangeUnit, PlainSegmentationHead
+from hrnet_fast.nn import PlainExchangeUnit, PlainSegmentationHead
+from hrnet_fast.nn.folds import FoldCache, fold, fold_modules, why_not_fold
+from hrnet_fast.nn.module_fingerprint import Watch
+from hrnet_fast.nn.prepared_conv import PreparedConv, why_not_onednn
 from hrnet_fast.tolerances import OPERATOR, relative_error
+from support.families import official
+from support.families.common import BasicBlock
 
 CHANNELS = [6, 8, 10]
 
@@ -294,7 +298,7 @@ CONV_SIZES = [(1, 5, 16, 16), (2, 5, 27, 41), (1, 5, 1, 1), (3, 5, 2, 9), (0, 5,
 def test_folded_conv_equals_conv2d(dtype, relu_from, layout):
     torch.manual_seed(0)
     weight, bias = (torch.randn(24, 5, 3, 3) * 0.2).to(dtype), torch.randn(24).to(dtype)
-    conv = FoldedConv(weight, bias, (2, 2), (1, 1), relu_from=relu_from)
+    conv = PreparedConv(weight, bias, (2, 2), (1, 1), relu_from=relu_from)
     for size in CONV_SIZES:
         x = torch.randn(size).to(dtype)
         if layout == "channels_last":
@@ -313,12 +317,12 @@ def test_folded_conv_equals_conv2d(dtype, relu_from, layout):
 def test_folded_conv_gives_gradients():
     weight = torch.randn(6, 5, 3, 3, dtype=torch.float64)
     x = torch.randn(1, 5, 6, 6, dtype=torch.float64, requires_grad=True)
-    conv = FoldedConv(weight, None, (2, 2), (1, 1), relu_from=2)
+    conv = PreparedConv(weight, None, (2, 2), (1, 1), relu_from=2)
     assert torch.autograd.gradcheck(conv, x)
 
 
 def test_folded_conv_under_autocast():
-    conv, x = FoldedConv(torch.randn(6, 5, 3, 3), torch.randn(6), padding=(1, 1)), torch.randn(1, 5, 6, 6)
+    conv, x = PreparedConv(torch.randn(6, 5, 3, 3), torch.randn(6), padding=(1, 1)), torch.randn(1, 5, 6, 6)
     with torch.no_grad():
         expected = conv(x)
         with torch.autocast("cpu", torch.bfloat16):
@@ -327,7 +331,7 @@ def test_folded_conv_under_autocast():
 
 
 def test_folded_conv_says_why_it_is_plain():
-    conv = FoldedConv(torch.randn(6, 5, 3, 3), None)
+    conv = PreparedConv(torch.randn(6, 5, 3, 3), None)
     assert "gradient" in conv.why_plain(torch.randn(1, 5, 6, 6, requires_grad=True))
     assert "float64" in conv.why_plain(torch.randn(1, 5, 6, 6, dtype=torch.float64))
     with torch.backends.mkldnn.flags(enabled=False):
@@ -352,3 +356,22 @@ def test_half_precision_errors_cancel_in_every_channel(dtype):
     assert error.norm() < 1.05 * nearest.norm()
     assert not folded[3].any()
     assert not folded[4, :7].any()
+
+
+@pytest.mark.parametrize("kind", ["unit", "patched unit", "patched block"])
+def test_a_call_compares_the_structure_once(kind, monkeypatch):
+    """One watch answers whether a module is what it was tried as, and whether its folds are of now."""
+    model = nn.Sequential(official.SizedModule([4, 6]), BasicBlock(4, 4)).eval()
+    hf.patch(model)
+    module = ExchangeUnit((4, 6)).eval() if kind == "unit" else model[kind == "patched block"]
+    streams = [torch.randn(1, 4, 8, 8), torch.randn(1, 6, 4, 4)]
+    given = streams[0] if kind == "patched block" else streams
+    calls = []
+    compared = Watch.unchanged
+    monkeypatch.setattr(Watch, "unchanged", lambda self: calls.append(self) or compared(self))
+    with torch.no_grad():
+        for _ in range(3):
+            calls.clear()
+            module(given if isinstance(given, torch.Tensor) else list(given))
+    branches = 0 if kind != "patched unit" else len([m for m in module.branches.modules() if isinstance(m, BasicBlock)])
+    assert len(calls) == 1 + branches

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from hrnet_fast.modules import HRFPN, PlainHRFPN
+from hrnet_fast.nn import HRFPN, PlainHRFPN
 from hrnet_fast.tolerances import relative_error
 
 CHANNELS = (5, 8, 12, 16)

@@ -9,9 +9,10 @@ from torch import nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
 
-from hrnet_fast import ExchangeUnit, library
-from hrnet_fast.modules import PlainExchangeUnit
-from hrnet_fast.modules.joined_steps import Joined, Step
+from hrnet_fast import ExchangeUnit
+from hrnet_fast.nn import PlainExchangeUnit
+from hrnet_fast.nn.side_by_side import Joined, Step
+from hrnet_fast.ops import library
 from hrnet_fast.tolerances import relative_error
 
 pytestmark = pytest.mark.skipif(library.extension_error is not None, reason=str(library.extension_error))

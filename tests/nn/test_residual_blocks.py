@@ -9,16 +9,16 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import hrnet_fast as hf
-from hrnet_fast.convolution import FoldedConv
 from hrnet_fast.models.initialize import randomize
-from hrnet_fast.modules import blocks
+from hrnet_fast.nn import residual_blocks
+from hrnet_fast.nn.prepared_conv import PreparedConv
 from hrnet_fast.tolerances import relative_error
 
 KINDS = {
-    "basic": (blocks.BasicBlock, blocks.FoldedBasicBlock, (6, 0.1), {}),
-    "bottleneck": (blocks.Bottleneck, blocks.FoldedBottleneck, (6, 3, 0.1), {}),
-    "bottleneck-identity": (blocks.Bottleneck, blocks.FoldedBottleneck, (12, 3, 0.1), {}),
-    "chain": (blocks.ConvNormReLU, blocks.FoldedConvNormReLU, (6, 5, 0.1), {"kernel_size": 3, "stride": 2, "padding": 1}),
+    "basic": (residual_blocks.BasicBlock, residual_blocks.FoldedBasicBlock, (6, 0.1), {}),
+    "bottleneck": (residual_blocks.Bottleneck, residual_blocks.FoldedBottleneck, (6, 3, 0.1), {}),
+    "bottleneck-identity": (residual_blocks.Bottleneck, residual_blocks.FoldedBottleneck, (12, 3, 0.1), {}),
+    "chain": (residual_blocks.ConvNormReLU, residual_blocks.FoldedConvNormReLU, (6, 5, 0.1), {"kernel_size": 3, "stride": 2, "padding": 1}),
 }  # fmt: skip
 
 
@@ -155,7 +155,7 @@ def test_stem_of_a_network():
 
 
 def test_a_residual_convolution_counts_its_flops_and_checks_the_shape():
-    conv = FoldedConv(torch.randn(8, 4, 3, 3), None, padding=(1, 1))
+    conv = PreparedConv(torch.randn(8, 4, 3, 3), None, padding=(1, 1))
     x = torch.randn(1, 4, 6, 6)
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         conv.add_relu(x, torch.randn(1, 8, 6, 6))

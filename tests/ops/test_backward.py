@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 import hrnet_fast as hf
-from hrnet_fast import ExchangeUnit, derivative
+from hrnet_fast import ExchangeUnit
+from hrnet_fast.ops.exchange import autograd
 from hrnet_fast.tolerances import OPERATOR, relative_error
 
 MODES = {"nearest": ("nearest", False), "bilinear": ("bilinear", False), "align_corners": ("bilinear", True)}
@@ -46,7 +47,7 @@ def test_against_torch(dtype, mode, layout, monkeypatch):
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         for output, same in ((y, True), (y, False), (None, False)):
             exact = None if output is None else output.to(wide)
-            expected = derivative.exchange_backward(g.to(wide), exact, flat, *mode, same)
+            expected = autograd.exchange_backward(g.to(wide), exact, flat, *mode, same)
             for capability in capabilities:
                 monkeypatch.setenv("HRNET_FAST_CPU_CAPABILITY", capability)
                 found = backward(g, output, flat, *mode, same)
@@ -132,7 +133,7 @@ def test_a_single_column_with_any_stride():
         g = torch.randn(24).as_strided((1, 4, 6, 1), (24, 1, 4, stride))
         for output in (None, torch.randn(24).as_strided(g.shape, g.stride()), torch.randn(1, 4, 6, 1)):
             found = backward(g, output, [3, 1], "bilinear", False, False)
-            expected = derivative.exchange_backward(g, output, [3, 1], "bilinear", False, False)
+            expected = autograd.exchange_backward(g, output, [3, 1], "bilinear", False, False)
             torch.testing.assert_close(found, expected)
         found = torch.autograd.grad(hf.exchange([x, low]), (x, low), g)
         expected = torch.autograd.grad(hf.exchange([x, low], backend="reference"), (x, low), g)
@@ -245,7 +246,7 @@ def test_autocast():
 
 def test_a_unit_trains_as_its_plain_form():
     """Two steps of SGD in float64: parameters and statistics agree."""
-    from hrnet_fast.modules import PlainExchangeUnit
+    from hrnet_fast.nn import PlainExchangeUnit
 
     torch.manual_seed(3)
     channels = [6, 12, 24]

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from hrnet_fast import library
-from hrnet_fast.batch_norm import batch_norm
+from hrnet_fast.ops import library
+from hrnet_fast.ops.batch_norm_relu import batch_norm
 from hrnet_fast.tolerances import OPERATOR, relative_error
 
 pytestmark = pytest.mark.skipif(library.extension_error is not None, reason=str(library.extension_error))

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import hrnet_fast as hf
-from hrnet_fast import backends, library
+from hrnet_fast.ops import backends, library
 
 X = torch.ones(2, 4, 8, 8)
 LOW = torch.ones(2, 6, 4, 4)

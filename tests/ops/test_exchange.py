@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 import hrnet_fast as hf
-from hrnet_fast import library
-from hrnet_fast.call import output_memory_format
+from hrnet_fast.ops import library
+from hrnet_fast.ops.exchange.call import output_memory_format
 from hrnet_fast.tolerances import OPERATOR as TOLERANCE
 from hrnet_fast.tolerances import relative_error
 from support.exchange_cases import CASES, MODES, make, truth

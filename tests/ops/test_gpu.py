@@ -7,9 +7,10 @@ import torch
 import torch.nn.functional as F
 
 import hrnet_fast as hf
-from hrnet_fast import backends, derivative
-from hrnet_fast.backends import cuda, gpu, triton
-from hrnet_fast.call import BackendFailed
+from hrnet_fast.ops import backends
+from hrnet_fast.ops.backends import cuda, gpu, triton
+from hrnet_fast.ops.exchange import autograd
+from hrnet_fast.ops.exchange.call import BackendFailed
 from hrnet_fast.tolerances import OPERATOR, OPERATOR_TF32, relative_error
 from support.exchange_cases import CASES, MODES, make, truth
 
@@ -121,7 +122,7 @@ def test_backward(dtype, mode, layout):
         g, y = (torch.randn(shape, generator=generator).to("cuda", dtype).contiguous(memory_format=layout)
                 for _ in range(2))  # fmt: skip
         y = y.relu()
-        expected = derivative.exchange_backward(g.float(), y.float(), sizes, *mode, True)
+        expected = autograd.exchange_backward(g.float(), y.float(), sizes, *mode, True)
         runs = [torch.ops.hrnet_fast.exchange_backward(g, y, sizes, *mode, True) for _ in range(2)]
         for first, second, ref in zip(*runs, expected, strict=True):
             assert torch.equal(first, second)

@@ -10,11 +10,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import hrnet_fast as hf
-from hrnet_fast import backends, derivative
-from hrnet_fast.backends import cuda, gpu, preferences, reference, triton
-from hrnet_fast.call import BackendFailed
 from hrnet_fast.cli import main
-from hrnet_fast.exchange import _validate, exchange_group
+from hrnet_fast.ops import backends
+from hrnet_fast.ops.backends import cuda, gpu, preferences, reference, triton
+from hrnet_fast.ops.exchange import autograd
+from hrnet_fast.ops.exchange.api import _validate, exchange_group
+from hrnet_fast.ops.exchange.call import BackendFailed
 from support.fake_gpu import made_up_gpu
 
 NO_IMAGE = "no kernel image is available for execution on the device"
@@ -336,7 +337,7 @@ def test_float32_products_on_gpus_are_no_convolutions(machine, layout):
         for value in (
             gpu.product(x[1], weight, layout),
             gpu.project(x[0], call, layout),
-            derivative._times(x[1], weight),
+            autograd._times(x[1], weight),
         ):
             assert value.is_contiguous(memory_format=layout)
     assert "convolution" not in names and names.count("bmm") + names.count("mm") + names.count("addmm") == 5, names

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch._subclasses import FakeTensorMode
 
 import hrnet_fast as hf
-from hrnet_fast import class_map, library
+from hrnet_fast.ops import interpolate_argmax, library
 
 CPU = pytest.mark.skipif(library.extension_error is not None, reason=str(library.extension_error))
 CAPABILITIES = [] if library.extension_error else torch.ops.hrnet_fast.cpu_capabilities().split()
@@ -119,7 +119,7 @@ def test_nan_and_infinity_as_in_torch(capability, size, monkeypatch):
             assert (found != truth).double().mean() < 0.02
 
 
-@pytest.mark.parametrize("dtype", class_map.LABEL_DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", interpolate_argmax.LABEL_DTYPES, ids=str)
 @pytest.mark.parametrize("backend", ["auto", "reference"])
 def test_dtypes_of_the_result(dtype, backend):
     x = scores((2, 256, 6, 7), whole=True)
@@ -184,7 +184,7 @@ def test_the_operator_checks_what_the_kernel_relies_on(shape, settings):
 
 def test_the_environment_names_a_backend(monkeypatch):
     ran = []
-    monkeypatch.setitem(class_map._BACKENDS, "reference", (lambda s: None, lambda *a: ran.append(1)))
+    monkeypatch.setitem(interpolate_argmax._BACKENDS, "reference", (lambda s: None, lambda *a: ran.append(1)))
     monkeypatch.setenv("HRNET_FAST_BACKEND", "reference")
     hf.interpolate_argmax(torch.ones(1, 3, 4, 4), (8, 8))
     assert ran
@@ -193,10 +193,10 @@ def test_the_environment_names_a_backend(monkeypatch):
 def test_one_schema():
     """The compiled extension and the fallback without it define the very same operator."""
     op = torch.ops.hrnet_fast.interpolate_argmax.default
-    assert str(op._schema) == f"hrnet_fast::interpolate_argmax{class_map.SCHEMA}"
+    assert str(op._schema) == f"hrnet_fast::interpolate_argmax{interpolate_argmax.SCHEMA}"
 
 
-@pytest.mark.parametrize("dtype", class_map.LABEL_DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", interpolate_argmax.LABEL_DTYPES, ids=str)
 def test_opcheck(dtype):
     x = scores((2, 5, 6, 7), whole=True)
     torch.library.opcheck(torch.ops.hrnet_fast.interpolate_argmax.default, (x, 12, 21, False, dtype))

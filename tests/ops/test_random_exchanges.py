@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import hrnet_fast as hf
-from hrnet_fast import library
+from hrnet_fast.ops import library
 from hrnet_fast.tolerances import OPERATOR
 
 pytestmark = pytest.mark.skipif(library.extension_error is not None, reason=str(library.extension_error))

@@ -9,7 +9,7 @@ import torch
 
 from checkpoints.test_key_maps import openmmlab
 from checkpoints.test_key_maps import source as make
-from hrnet_fast.models import convert_checkpoint
+from hrnet_fast.checkpoints.convert import convert_checkpoint
 
 HEADS = ("downsamp_modules.", "final_layer.")
 

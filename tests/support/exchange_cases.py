@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 
 from hrnet_fast.bench import oracle
-from hrnet_fast.call import ExchangeCall, output_memory_format
+from hrnet_fast.ops.exchange.call import ExchangeCall, output_memory_format
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from hrnet_fast.network.passes import steps_of
 from hrnet_fast.network.record import record
 from hrnet_fast.network.sums import Sum
 from hrnet_fast.runtime.cpu import steps, tiled_steps
+from hrnet_fast.runtime.cpu.encode import DTYPES, Program
 from hrnet_fast.runtime.cpu.packed_weights import PackedWeights
-from hrnet_fast.runtime.cpu.program import DTYPES, Program
-from hrnet_fast.runtime.cpu.tiled_program import TiledProgram
+from hrnet_fast.runtime.cpu.tiled_encode import TiledProgram
 
 EXTREMES = [0, 1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 64, 255, 1 << 16, 1 << 31, (1 << 31) - 1, (1 << 32) + 1, 1 << 33, 1 << 61,
             1 << 62, (1 << 63) - 1, -1, -2, -(1 << 31), -(1 << 63)]  # fmt: skip
@@ -131,8 +131,13 @@ def main(seed: int, count: int) -> None:
     chance = random.Random(seed)
     shape = (1, 3, 20, 28)
     networks = [p for width in (2, 7) for dtype in DTYPES for p in of_a_network(Branches(width), shape, dtype)]
-    tiled = [p for width in (2, 7, 40) for p in of_a_network(Branches(width), shape, torch.bfloat16, True)]
-    tiled += [p for width in (2, 7, 40) for p in of_a_network(Branches(width), shape, torch.float32, True, True)]
+    tiled = [
+        p
+        for width in (2, 7, 40)
+        for dtype in (torch.bfloat16, torch.float32)  # of the images that come and go; tiles know no float16
+        for integers in (False, True)
+        for p in of_a_network(Branches(width), shape, dtype, True, integers)
+    ]
     networks += -(-len(networks) // len(tiled)) * tiled
     ran = refused = 0
     faulthandler.enable()

@@ -14,9 +14,9 @@ from hrnet_fast.network.nodes import Constants, Value
 from hrnet_fast.network.passes import steps_of
 from hrnet_fast.network.record import record
 from hrnet_fast.runtime.cpu import planned, steps
+from hrnet_fast.runtime.cpu.encode import Program
 from hrnet_fast.runtime.cpu.operations import DIRECT, PAIRS, WINOGRAD2, WINOGRAD4, Buffer, Convolution, Image, Lowered
 from hrnet_fast.runtime.cpu.packed_weights import PackedWeights
-from hrnet_fast.runtime.cpu.program import Program
 from hrnet_fast.tolerances import relative_error
 from support.model_cases import SMALL
 

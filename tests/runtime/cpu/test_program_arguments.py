@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from hrnet_fast.runtime.cpu.encode import Program
 from hrnet_fast.runtime.cpu.packed_weights import PackedWeights
-from hrnet_fast.runtime.cpu.program import Program
 from runtime.cpu.test_kernels import lowered
 
 ops = torch.ops.hrnet_fast

@@ -14,12 +14,12 @@ from hrnet_fast.network.passes import steps_of
 from hrnet_fast.network.record import record
 from hrnet_fast.runtime.cpu import tiled_steps
 from hrnet_fast.runtime.cpu.packed_weights import PackedWeights
-from hrnet_fast.runtime.cpu.tiled_program import TiledProgram
+from hrnet_fast.runtime.cpu.tiled_encode import TiledProgram
 from hrnet_fast.runtime.normalization import Normalization
 from hrnet_fast.tolerances import MODEL, relative_error
 
-pytestmark = pytest.mark.skipif(hf.library.extension_error is not None, reason="the compiled part is not there")
-HAS_AMX = hf.library.extension_error is None and torch.ops.hrnet_fast.has_tiles()
+pytestmark = pytest.mark.skipif(hf.ops.library.extension_error is not None, reason="the compiled part is not there")
+HAS_AMX = hf.ops.library.extension_error is None and torch.ops.hrnet_fast.has_tiles()
 BF16 = torch.bfloat16
 
 

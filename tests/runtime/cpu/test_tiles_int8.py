@@ -17,11 +17,11 @@ from hrnet_fast.network.sums import Sum
 from hrnet_fast.runtime.cpu import tiled_steps
 from hrnet_fast.runtime.cpu.operations import Convolution, Exchange, Reorder, Restore, TorchCall
 from hrnet_fast.runtime.cpu.packed_weights import PackedWeights
-from hrnet_fast.runtime.cpu.tiled_program import TiledProgram
+from hrnet_fast.runtime.cpu.tiled_encode import TiledProgram
 from hrnet_fast.tolerances import relative_error
 
-pytestmark = pytest.mark.skipif(hf.library.extension_error is not None, reason="the compiled part is not there")
-LEVELS = [] if hf.library.extension_error else torch.ops.hrnet_fast.cpu_capabilities().split()
+pytestmark = pytest.mark.skipif(hf.ops.library.extension_error is not None, reason="the compiled part is not there")
+LEVELS = [] if hf.ops.library.extension_error else torch.ops.hrnet_fast.cpu_capabilities().split()
 
 
 def random_factors(graph, steps, chance: random.Random) -> dict:
