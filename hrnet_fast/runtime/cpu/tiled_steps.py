@@ -120,8 +120,10 @@ class _TiledLowering(Lowering):
         return bool(readers) and image not in outputs.values() and all(isinstance(op, Reorder) for op in readers)
 
     def _normalize(self, alone: list[Buffer], inputs: list[Buffer], normalization: Normalization) -> bool:
-        """Lets the image be normalized on its way into tiles, from float32: pixels lie far from zero, and rounded ones
-        would lose what normalized ones keep. False where something else reads it."""
+        """Lets the image be normalized on its way into tiles, from float32: rounded pixels would lose digits.
+
+        False where something else reads it.
+        """
         if alone != inputs or len(inputs) != 1:
             return False
         for op in self._operations:
