@@ -2,6 +2,7 @@
 # torch, else .venv with the torch named here; then the package, editable. A second call goes straight to work.
 #
 #   make test     the test suite, one process a core   make test ARGS="-k nearest" JOBS=1
+#                 all of it, as CI runs it             make test EXHAUSTIVE=1    the rest alone: EXHAUSTIVE=only
 #   make sanitize the C++ code under sanitizers        make sanitize FUZZ=1000000    in minutes: make sanitize QUICK=1
 #   make bench    a network on a photograph            make bench ARGS="--dtype bfloat16"
 #   make gpu      tests and timings on a GPU           make gpu PART=op RESULTS=DIR
@@ -14,6 +15,7 @@
 TORCH ?= torch==2.13.0
 BASE_PYTHON ?= python3
 ARGS ?=
+EXHAUSTIVE ?=
 JOBS ?= $(shell $(BASE_PYTHON) -c "import os; print(min(8, os.cpu_count() or 1))")
 
 # Prints the active Python where it can be used: not too old, torch >= 2.11, and open to pip.
@@ -36,7 +38,7 @@ BIN = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('scripts'
 .PHONY: test arm sanitize bench engines rivals gpu ray lint format docs wheel clean always
 
 test: .make/package
-	$(PYTHON) -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
+	$(PYTHON) -m pytest --numprocesses $(JOBS) --dist worksteal $(if $(EXHAUSTIVE),-m "$(if $(filter only,$(EXHAUSTIVE)),exhaustive)") $(ARGS)
 
 # What is missing is an error here, and not a skip.
 arm: .make/package
