@@ -1,7 +1,7 @@
 """Writes the tables of results in README.md and docs/, and README's picture, from the files in benchmarks/results/.
 
-``python -m benchmarks.readme_table`` writes, ``--check`` exits with 1 if a page or the picture is out of date. No figure
-is typed by hand. A table stands on whatever page has its two markers.
+``python -m benchmarks.readme_table`` writes, ``--check`` exits with 1 if a page or the picture is out of date. No
+figure is typed by hand. A table stands on whatever page has its two markers.
 """
 
 import argparse
