@@ -9,10 +9,10 @@ from torch import nn
 
 from benchmarks import goals, readme_table
 from hrnet_fast import create_model
-from hrnet_fast.apps.pictures import reading
 from hrnet_fast.bench import BadInput, contenders, images, machine, memory, network, oracle, report, shares
 from hrnet_fast.bench.harness import MIN_ROUNDS, Contender, Prepared, Result, compare, speedup, spread, worst_error
 from hrnet_fast.bench.variation import LEAST_VARIATION, variation
+from hrnet_fast.checkpoints.header import MEAN, STD
 from hrnet_fast.models import TASKS
 from hrnet_fast.ops.exchange.call import ExchangeCall
 
@@ -274,7 +274,7 @@ def test_image_is_rotated_and_converted(tmp_path):
     Image.new("RGBA", (50, 40), (0, 0, 0, 0)).save(tmp_path / "rgba.png")
     loaded = images.load(str(tmp_path / "rgba.png"), (33, 47))
     assert loaded.shape == (1, 3, 33, 47)
-    black = -torch.tensor(reading.MEAN) / torch.tensor(reading.DEVIATION)
+    black = -torch.tensor(MEAN) / torch.tensor(STD)
     torch.testing.assert_close(loaded[0, :, 0, 0], black)
 
 
