@@ -120,6 +120,8 @@ def _check_records(path: Path) -> None:
                     raise ValueError(f"its records would become {total:,} bytes, it has {size:,}; torch.save compresses nothing")  # fmt: skip
                 if len({record.filename for record in records}) < len(records):
                     raise ValueError("two records have one name")
+                if records and not any(record.CRC for record in records):
+                    raise ValueError("without checksums, as torch.serialization.set_crc32_options(False) saves it, damage would go unseen")  # fmt: skip
                 damaged = archive.testzip()
                 if damaged is not None:
                     raise ValueError(f"{damaged} has another checksum than was written")

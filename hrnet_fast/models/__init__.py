@@ -63,7 +63,7 @@ def create_model(
     align_corners: bool | None = None,
     full_resolution: bool = True,
     fast: bool = True,
-    checkpoint: str | PathLike | None = None,
+    checkpoint: str | PathLike[str] | None = None,
 ) -> nn.Module:
     """An HRNet, initialized as in the official code of its task, or with the weights of a checkpoint.
 

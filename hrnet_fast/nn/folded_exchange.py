@@ -80,12 +80,12 @@ def is_upsampling(module: nn.Module) -> bool:
 
 
 def current_plan(rows: nn.ModuleList, folds: FoldCache) -> Plan | None:
-    """The folded unit, kept in ``folds``; None where it must run unfolded.
+    """The folded unit, kept in ``folds``, whose ``tried`` was asked just before; None where it must run unfolded.
 
     That is so in training mode, where the parameters need gradients, where a norm uses the statistics of the batch, and
     where an inner module has hooks.
     """
-    return folds.current(rows, lambda: _foldable(rows), lambda: _fold(rows))
+    return folds.current(rows, lambda: _foldable(rows), lambda: _fold(rows), watched=True)
 
 
 def exchange_streams(

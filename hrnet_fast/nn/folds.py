@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import increment_version
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -102,7 +103,8 @@ def why_not_foldable(conv: nn.Module, norm: nn.Module) -> str | None:
     if type(conv) is not nn.Conv2d:  # a subclass or a parametrization may compute something else
         return f"the convolution is a {type(conv).__name__}"
     # a subclass of BatchNorm may add an activation, or compute something else
-    if not _is_inplace_abn(norm) and getattr(type(norm), "forward", None) not in _BATCHNORM_FORWARDS:
+    known = getattr(type(norm), "forward", None) in _BATCHNORM_FORWARDS
+    if not known and not _is_inplace_abn(norm) and not _is_synchronized(norm):
         return f"the norm is a {type(norm).__name__}"
     if conv.padding_mode != "zeros":
         return f"the convolution pads with {conv.padding_mode!r}"
@@ -114,6 +116,12 @@ def why_not_fold(conv: nn.Module, norm: nn.Module) -> str | None:
     reason = why_not_foldable(conv, norm)
     if reason is None and (norm.training or norm.running_mean is None or norm.running_var is None):
         return "the norm uses the statistics of the batch"
+    if (
+        reason is None
+        and _is_synchronized(norm)
+        and (torch.compiler.is_compiling() or not _evaluates_as_batchnorm(norm))
+    ):
+        return f"the norm, a {type(norm).__name__}, computes something else than BatchNorm, or cannot be asked"
     return reason
 
 
@@ -123,6 +131,23 @@ def _is_inplace_abn(norm: nn.Module) -> bool:
     return getattr(norm, "activation", None) in ("none", "identity") and any(
         k.__name__ in kinds for k in type(norm).__mro__
     )
+
+
+def _is_synchronized(norm: nn.Module) -> bool:
+    """Whether its name is that of the Synchronized-BatchNorm of which many repositories have a copy, CSAIL's first.
+
+    It has a forward of its own, which in training adds up the statistics of replicas.
+    """
+    return isinstance(norm, _BatchNorm) and any(k.__name__ == "_SynchronizedBatchNorm" for k in type(norm).__mro__)
+
+
+def _evaluates_as_batchnorm(norm: _BatchNorm) -> bool:
+    """Whether the forward of a norm, which is in evaluation mode, gives what torch's own gives."""
+    mean, var = norm.running_mean, norm.running_var
+    x = (mean + var.sqrt() * torch.linspace(-3, 3, 4).to(mean)[:, None])[:, :, None, None]  # [4, C, 1, 1]
+    x = x if norm.weight is None else x.to(norm.weight.dtype)
+    expected = F.batch_norm(x, mean, var, norm.weight, norm.bias, False, 0.0, norm.eps)
+    return torch.allclose(norm(x), expected, rtol=1e-4, atol=1e-5, equal_nan=True)
 
 
 class FoldCache:
@@ -142,16 +167,16 @@ class FoldCache:
     def __init__(self):
         self._state: tuple | None = None  # replaced whole, so that threads never see half of one
         self.structure = Structure()  # of the same modules, for training
-        self.tried = Structure()  # whether a patched module is what it was when it was tried
+        self.tried = Structure()  # whether a module still is what its fast form was made for
 
-    def get(self, owner: nn.Module) -> Any | None:
-        """The kept value; None where there is none, or it is stale."""
+    def get(self, owner: nn.Module, watched: bool = False) -> Any | None:
+        """The kept value; None where there is none, or it is stale. ``watched``: ``tried`` was asked just before."""
         state = self._state
         if state is None:
             return None
         owner_ref, value, watch, (holders, names, known), tensors, tracked, fingerprint, _ = state
         # A replica of DataParallel shares this object with the module it was copied from.
-        if owner_ref() is not owner or not watch.unchanged():
+        if owner_ref() is not owner or not ((watched and watch is self.tried.watch) or watch.unchanged()):
             return None
         if not all(map(operator.is_, map(dict.get, holders, names), known)):
             return None
@@ -177,7 +202,9 @@ class FoldCache:
         # Aliases keep the memory of now alive, so that no later tensor can come to lie at the same address.
         aliases = [t.detach() for t in tensors]
         columns = tuple(zip(*slots, strict=True))  # holders, names, values
-        watch = Watch([*owner.modules(), *beside], owner)
+        watch, modules = self.tried.watch, [*owner.modules(), *beside]
+        if watch is None or not watch.covers(modules):
+            watch = Watch(modules, owner)
         self._state = (weakref.ref(owner), value, watch, columns, tensors, tracked, fingerprint, aliases)
 
     def get_or_put(self, owner: nn.Module, build: Callable[[], Any], beside: Iterable[nn.Module] = ()) -> Any:
@@ -191,7 +218,12 @@ class FoldCache:
         return value
 
     def current(
-        self, owner: nn.Module, foldable: Callable[[], bool], build: Callable[[], Any], beside: Iterable[nn.Module] = ()
+        self,
+        owner: nn.Module,
+        foldable: Callable[[], bool],
+        build: Callable[[], Any],
+        beside: Iterable[nn.Module] = (),
+        watched: bool = False,
     ) -> Any | None:
         """What ``build`` makes of the modules below ``owner``, kept or made now; None where they must run unfolded.
 
@@ -200,7 +232,7 @@ class FoldCache:
         folding becomes a part of the graph.
         """
         compiling = torch.compiler.is_compiling()
-        value = None if compiling or owner.training else self.get(owner)
+        value = None if compiling or owner.training else self.get(owner, watched)
         if owner.training or needs_grad(self, owner):
             return None
         if value is None:

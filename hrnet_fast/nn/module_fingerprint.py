@@ -19,9 +19,9 @@ _SETTINGS: dict[type, tuple[str, ...]] = {
 
 
 def altered(modules: Iterable[nn.Module]) -> bool:
-    """Whether a call of any of the modules does more than the forward of its class: hooks, or a forward of its own."""
+    """Whether a call of any of the modules does more than the methods of its class: hooks, or a method of its own."""
     return any(
-        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks or "forward" in vars(m)
+        m._forward_hooks or m._forward_pre_hooks or m._backward_hooks or m._backward_pre_hooks or _own_methods(m)
         for m in modules
     )
 
@@ -35,6 +35,12 @@ def why_closed(module: nn.Module) -> str | None:
     if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
         return "compiled already"
     return None
+
+
+def _own_methods(module: nn.Module) -> bool:
+    """Whether an instance has something in place of a method of its class: its forward, what that calls."""
+    kind = type(module)
+    return any(callable(getattr(kind, name, None)) for name in vars(module))
 
 
 def _settings(module: nn.Module) -> Iterator[tuple[str, Any]]:
@@ -89,7 +95,11 @@ class Watch:
         self._slots = tuple(zip(*slots, strict=True)) or ((), (), ())
         self._hooks = [h for m in modules if m is not owner
                        for h in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)]  # fmt: skip
-        self._had = list(map(bool, self._hooks))
+        self._had = list(map(bool, self._hooks)) if any(self._hooks) else None  # None: no hook at all
+
+    def covers(self, modules: Iterable[nn.Module]) -> bool:
+        """Whether all of the modules are watched."""
+        return set(map(id, modules)) <= set(map(id, self._modules))
 
     def unchanged(self) -> bool:
         """Whether everything is as it was."""
@@ -98,7 +108,7 @@ class Watch:
             all(map(operator.is_, map(dict.get, holders, names), known))
             and list(map(len, self._holders)) == self._lengths
             and list(map(type, self._modules)) == self._types
-            and list(map(bool, self._hooks)) == self._had
+            and (not any(self._hooks) if self._had is None else list(map(bool, self._hooks)) == self._had)
         )
 
 
@@ -115,6 +125,11 @@ class Structure:
 
     def __init__(self):
         self._state: tuple | None = None  # replaced whole, so that threads never see half of one
+
+    @property
+    def watch(self) -> Watch | None:
+        """That of the kept value."""
+        return None if self._state is None else self._state[2]
 
     def get(self, owner: nn.Module, make: Callable[[], Any], modules: Callable[[], Iterable[nn.Module]] | None = None):
         """The kept value, or what ``make`` returns now; ``modules``: those to watch in place of all below the owner.

@@ -1,15 +1,21 @@
 """When every module of ours computes by standard operators only, and a switch for those who record networks."""
 
 import contextlib
+import operator
 import threading
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 from torch.nn.modules import module as _every_module
 
 from hrnet_fast.ops.transforms import traced, transformed
 
 _local = threading.local()
+# of the modules that fast forms take apart; somebody may replace them for all modules at once
+_of_class = operator.attrgetter("forward", "__call__")
+_KINDS = nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.ReLU, nn.Identity, nn.Sequential
+_METHODS = [*map(_of_class, _KINDS), nn.Conv2d._conv_forward]
 
 
 @contextlib.contextmanager
@@ -28,12 +34,14 @@ def standard_operators_wanted() -> bool:
 
     So it is where a network is recorded, by ``standard_operators``, torch.jit, torch.fx, or for an ONNX file; in
     forward-mode differentiation and vmap, of which folded convolutions know nothing; and while there are hooks on every
-    module, which must see the calls of those that fast forms take apart. Not so for the hooks of torch's FlopCounterMode,
-    which is to count what is executed.
+    module, which must see the calls of those that fast forms take apart, or a method of torch's modules is not torch's own. Not
+    so for the hooks of torch's FlopCounterMode, which is to count what is executed.
     """
     if getattr(_local, "wanted", False) or traced() or transformed():
         return True
     if _every_module._has_any_global_hook() and _watched():
+        return True
+    if not torch.compiler.is_compiling() and [*map(_of_class, _KINDS), nn.Conv2d._conv_forward] != _METHODS:
         return True
     return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
 

@@ -112,7 +112,7 @@ def current_chain(
 
     Args:
         owner: the module whose parameters these are.
-        folds: the owner's cache.
+        folds: the owner's cache; where its ``tried`` is used, that was asked just before.
         pairs: the convolutions with their norms, in order; a ReLU follows each.
         residual: whether the input is added in front of the last ReLU.
         downsample: of the input that is added.
@@ -129,7 +129,7 @@ def current_chain(
         convs = [folded(pair, relu=k != last) for k, pair in enumerate(pairs)]
         return ChainPlan(convs, residual, None if downsample is None else folded(downsample, relu=False))
 
-    return folds.current(owner, foldable, fold)
+    return folds.current(owner, foldable, fold, watched=True)
 
 
 def folded(pair: Pair, relu: bool) -> PreparedConv:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hrnet_fast.ops.transforms import apply
+from hrnet_fast.ops.transforms import apply, below_autograd
 
 
 def batch_norm(
@@ -46,7 +46,7 @@ def batch_norm(
 class _BatchNorm(torch.autograd.Function):
     @staticmethod
     def forward(x, weight, bias, mean, var, widths, relu, eps):
-        return tuple(torch.ops.hrnet_fast.batch_norm(x, weight, bias, mean, var, widths, relu, eps))
+        return tuple(below_autograd(torch.ops.hrnet_fast.batch_norm, x, weight, bias, mean, var, widths, relu, eps))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -65,9 +65,8 @@ class _BatchNorm(torch.autograd.Function):
             found = _derivative(grads, x, weight, bias, mean, var, ctx.widths, ctx.relu, ctx.eps, ctx.batch)
         else:
             dense = [g.contiguous(memory_format=torch.channels_last) for g in grads]
-            found = torch.ops.hrnet_fast.batch_norm_backward(
-                dense, x, weight, bias, mean, var, ctx.relu, ctx.eps, ctx.batch
-            )
+            arguments = dense, x, weight, bias, mean, var, ctx.relu, ctx.eps, ctx.batch
+            found = below_autograd(torch.ops.hrnet_fast.batch_norm_backward, *arguments)
         return *found, None, None, None, None, None
 
 

@@ -60,7 +60,7 @@ def _autocast_kernel(name: str, device: str):
         dtype = torch.get_autocast_dtype(device)
 
         def cast(t: Tensor | None) -> Tensor | None:
-            return None if t is None or t.dtype == torch.float64 else t.to(dtype)
+            return t if t is None or t.dtype == torch.float64 else t.to(dtype)
 
         with torch._C._ExcludeDispatchKeyGuard(keys):
             return op([cast(x) for x in inputs], [cast(w) for w in weights], weighted, cast(bias),
@@ -82,21 +82,44 @@ def _flops(inputs, weights, weighted, bias, projection, projection_bias, height,
 
 
 class _ReverseOnly(torch.library.Library):
-    """Registers derivatives of torch.library so that they refuse tangents, which would be dropped without a word."""
+    """Registers derivatives of torch.library so that they refuse tangents, which would be dropped without a word.
+
+    What this package calls itself it calls ``autograd.below_autograd``: kernels in Python double the price of a small call.
+    """
 
     def impl(self, op_name, fn, *arguments, **keywords):
+        op = getattr(torch.ops.hrnet_fast, op_name).default
+
         def kernel(keyset, *args):
             if forward_ad._current_level >= 0 and any(map(_has_tangent, tree_leaves(args))):
                 raise NotImplementedError(
                     f"torch.ops.hrnet_fast.{op_name} has no forward-mode derivative; hrnet_fast.exchange has one"
                 )
-            return fn(keyset, *args)
+            return fn(keyset, *args) if torch.is_grad_enabled() else _below_autograd(op, *args)
 
         super().impl(op_name, kernel, *arguments, **keywords)
 
 
+def _below_autograd(op, *args):
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
 def _has_tangent(x) -> bool:
     return isinstance(x, Tensor) and forward_ad.unpack_dual(x).tangent is not None
+
+
+def refuse_derivatives(name: str) -> None:
+    """Registers that an operator has none, forward or reverse: torch would leave them out, with a warning at best."""
+    op = getattr(torch.ops.hrnet_fast, name).default
+
+    def kernel(*args):
+        tensors = [x for x in tree_leaves(args) if isinstance(x, Tensor)]
+        if (torch.is_grad_enabled() and any(x.requires_grad for x in tensors)) or any(map(_has_tangent, tensors)):
+            raise NotImplementedError(f"torch.ops.hrnet_fast.{name} has no derivative")
+        return _below_autograd(op, *args)
+
+    _registrations.impl(name, kernel, "Autograd")
 
 
 def _register_vmap(name: str) -> None:
@@ -140,34 +163,33 @@ def _dense_like(x: Tensor, channels: int) -> Tensor:
 
 
 def _complete(name: str) -> None:
-    """Fake, vmap and autocast of an operator with the schema of the exchange; its kernels come from elsewhere."""
+    """Fake, vmap, autocast and autograd of an operator with the schema of the exchange; its kernels come from elsewhere."""
     torch.library.register_fake(f"hrnet_fast::{name}", _fake)
     _register_vmap(name)
     for device in ("cpu", "cuda"):
         _registrations.impl(name, _autocast_kernel(name, device), f"Autocast{device.upper()}")
+    torch.library.register_autograd(
+        f"hrnet_fast::{name}", autograd.backward, setup_context=autograd.save, lib=_derivatives
+    )
 
 
+_derivatives = _ReverseOnly("hrnet_fast", "FRAGMENT")
 for _name in OPERATORS:
     _complete(_name)
-_derivatives = _ReverseOnly("hrnet_fast", "FRAGMENT")
-torch.library.register_autograd(
-    "hrnet_fast::exchange", autograd.backward, setup_context=autograd.save, lib=_derivatives
-)
 for _name in BACKWARD_OPERATORS:
     _registrations.impl(_name, autograd.exchange_backward, "CompositeExplicitAutograd")  # where there is no kernel
     torch.library.register_fake(f"hrnet_fast::{_name}", _fake_backward)
     _register_vmap(_name)
-torch.library.register_autograd(
-    "hrnet_fast::exchange_backward",
-    autograd.transpose,
-    setup_context=autograd.save_linear,
-    lib=_derivatives,
-)
+    torch.library.register_autograd(
+        f"hrnet_fast::{_name}", autograd.transpose, setup_context=autograd.save_linear, lib=_derivatives
+    )
 
 
 if extension_error is None:  # for training on the CPU; there is no other implementation of them
     torch.library.register_fake("hrnet_fast::batch_norm", _fake_batch_norm)
     torch.library.register_fake("hrnet_fast::batch_norm_backward", _fake_batch_norm_backward)
+    for _name in ("batch_norm", "batch_norm_backward", "run_program", "time_program", "pack_convolution", "pack_tiles"):
+        refuse_derivatives(_name)
 
 
 _counted = list(OPERATORS)  # what FlopCounterMode counts
@@ -184,7 +206,7 @@ def define(schema: str) -> None:
 
 
 def define_exchange(name: str, kernel: Callable) -> None:
-    """Adds the exchange by one backend for CUDA tensors, as an operator of its own: schema, fake, vmap, autocast, FLOPs."""
+    """Adds the exchange by one backend for CUDA tensors, as an operator of its own: schema, derivatives, FLOPs."""
     _registrations.define(name + SCHEMA)
     _complete(name)
     implement(name, kernel)

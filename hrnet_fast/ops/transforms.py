@@ -28,6 +28,17 @@ def batched() -> bool:
     return not torch.compiler.is_compiling() and torch._C._dispatch_tls_is_dispatch_key_included(_OLD_VMAP)
 
 
+def below_autograd(operator, *arguments):
+    """Calls an operator of this package for tensors that carry no tangent, where nobody wants a gradient.
+
+    What the operators have registered for everybody else, in Python, costs 10 us a call, passing it by 0.6 us.
+    """
+    if torch.compiler.is_compiling():  # a graph has the operator, whoever runs it
+        return operator(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return operator(*arguments)
+
+
 def traced() -> bool:
     """Whether images and sizes are stand-ins: under torch.jit.trace and torch.fx.symbolic_trace."""
     return torch.jit.is_tracing() or is_fx_symbolic_tracing()

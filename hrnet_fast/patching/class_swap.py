@@ -132,9 +132,9 @@ def _patched_class(base: type[nn.Module], kind: str) -> type[nn.Module]:
 
 
 def _run(fast: Callable, plain: Callable, module: nn.Module, *args, **kwargs):
-    own = vars(module)
-    if standard_operators_wanted() or not _is_as_tried(module, own):
-        return plain(module, *args, **kwargs)
+    own, now = vars(module), module._hrnet_fast_base.forward
+    if now is not plain or standard_operators_wanted() or not _is_as_tried(module, own):
+        return now(module, *args, **kwargs)
     return fast(module, plain, own[_STATE], own[_FOLDS], *args, **kwargs)
 
 

@@ -9,7 +9,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +44,7 @@ def optimize(
     max_shapes: int = 8,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    calibration: Calibration | Tensor | Iterable | None = None,
+    calibration: Calibration | Tensor | Iterable[Any] | None = None,
     ranges: str = "mse",
     keep: str | Sequence[str] = (),
 ) -> "OptimizedModel":
@@ -163,6 +163,9 @@ class OptimizedModel(nn.Module):
         preparations: what it took to be ready for each shape (``Preparation``).
         calibration: in int8, what the convolutions multiply (``Calibration``), which can be saved; else None.
     """
+
+    if TYPE_CHECKING:
+        __getattr__: None  # type: ignore[assignment]  # with nn.Module's, type checkers take any attribute for a tensor
 
     def __init__(self, model: nn.Module, args: tuple, kwargs: dict, settings: dict[str, Any]):
         super().__init__()

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import goals, readme_table
+from benchmarks import engines, goals, overview, readme_table
 from hrnet_fast import create_model
 from hrnet_fast.bench import BadInput, contenders, images, machine, memory, network, oracle, report, shares
 from hrnet_fast.bench.harness import MIN_ROUNDS, Contender, Prepared, Result, compare, speedup, spread, worst_error
@@ -350,22 +350,54 @@ def test_goals_are_judged_honestly():
 
 def test_readme_table_is_idempotent(tmp_path):
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
-    stored = _stored(readme_table.NETWORKS[0])
+    stored = _measured(overview.NAMES[0])
     for folder in ("one", "other"):
         stored.save(tmp_path / "benchmarks" / "results" / "engines" / folder / "case.json")
-    readme = tmp_path / "README.md"
+    readme, page = tmp_path / "README.md", tmp_path / "docs" / "results.md"
     readme.write_text(f"before\n{readme_table.BEGIN}\nstale row\n{readme_table.END}\nafter\n")
+    page.parent.mkdir()
+    page.write_text("<!-- engines:begin -->\nstale row\n<!-- engines:end -->\n")
     assert readme_table.main(["--check"], root=tmp_path) == 1
     assert readme_table.main([], root=tmp_path) == 0
     first = readme.read_text()
     assert first.startswith("before\n")
     assert first.endswith("after\n")
-    assert "stale row" not in first
-    assert first.count("description of engines-w48") == 2 == first.count("Measured on")
-    assert (tmp_path / readme_table.PLOT).exists()
+    assert "stale row" not in first + page.read_text()
+    assert first.count("description of engines-w48") == 1  # of one machine, the other has a line
+    assert first.count(": 2.00x to 2.00x.") == 1
+    assert page.read_text().count("description of engines-w48") == 2 == page.read_text().count("Measured on")
     assert readme_table.main([], root=tmp_path) == 0
     assert readme.read_text() == first
     assert readme_table.main(["--check"], root=tmp_path) == 0
+
+
+def test_an_old_picture_is_out_of_date(tmp_path, capsys):
+    (tmp_path / "README.md").write_text(f"{readme_table.BEGIN}\n{readme_table.END}\n")
+    file = tmp_path / "benchmarks" / "results" / "engines" / "one" / "case.json"
+    _measured(overview.NAMES[0]).save(file)
+    assert readme_table.main([], root=tmp_path) == 0
+    assert readme_table.main(["--check"], root=tmp_path) == 0
+    changed = _measured(overview.NAMES[0])
+    changed.cases[0].entry(contenders.OPTIMIZED).seconds = report.Spread(0.2, 0.2, 0.3)  # a whisker: no table shows it
+    changed.save(file)
+    capsys.readouterr()
+    assert readme_table.main(["--check"], root=tmp_path) == 1
+    assert capsys.readouterr().err.startswith(readme_table.PLOT)
+
+
+def test_names_are_those_of_the_cases():
+    assert tuple(f"engines-{case.name}" for case in engines.CASES) == overview.NAMES
+
+
+def _measured(name: str, other_is_off: bool = False) -> report.Report:
+    """A case in which optimize takes half as long as the best other engine, OpenVINO."""
+    made = [Result(contenders.CHANNELS_LAST, 1e-7, 1e-4, [0.6] * 3, 1),
+            Result("OpenVINO", 2e-4 if other_is_off else 1e-7, 1e-4, [0.4] * 3, 1),
+            Result(contenders.COMPILED, 1e-7, 1e-4, [0.5] * 3, 1),
+            Result(contenders.FAST, 1e-7, 1e-4, [0.15] * 3, 1),  # ours, but not what the table is about
+            Result(contenders.OPTIMIZED, 1e-7, 1e-4, [0.2] * 3, 1)]  # fmt: skip
+    case = report.Case(name, f"description of {name}, float32", "float32", 1e-4, report.entries(made), neighbours=0.5)
+    return report.Report([case])
 
 
 def _row_of(text: str, case: str) -> list[str]:
@@ -374,21 +406,24 @@ def _row_of(text: str, case: str) -> list[str]:
 
 
 def test_first_table_shows_optimize_and_the_best_of_the_others():
-    name = readme_table.NETWORKS[0]
-    made = [Result(contenders.CHANNELS_LAST, 1e-7, 1e-4, [0.6] * 3, 1),
-            Result("OpenVINO", 2e-4, 1e-4, [0.4] * 3, 1),  # off, but within its slack
-            Result(contenders.COMPILED, 1e-7, 1e-4, [0.5] * 3, 1),
-            Result(contenders.FAST, 1e-7, 1e-4, [0.45] * 3, 1),
-            Result(contenders.OPTIMIZED, 1e-7, 1e-4, [0.2] * 3, 1)]  # fmt: skip
-    case = report.Case(name, f"description of {name}", "float32", 1e-4, report.entries(made), neighbours=0.5)
-    text = readme_table.blocks({}, [{name: report.Report([case]), "model-x": _stored("model-x")}])["results"]()
-    assert _row_of(text, name) == ["600 ms", "500 ms", "OpenVINO, 400 ms †", "450 ms", "**200 ms**", "3.00x", "2.00x"]
-    assert f"description of {name} *" in text
+    name = overview.NAMES[0]
+    stored = _measured(name, other_is_off=True)
+    text = readme_table.blocks({}, [{name: stored, "model-x": _stored("model-x")}])["results"]()
+    assert _row_of(text, name) == ["float32 *", "OpenVINO, 400 ms †", "**200 ms**", "2.00x"]
     assert "†: off by more" in text and "*: other processes" in text
-    case.entries[-1].seconds, case.entries[-1].failure = None, "did not run"
-    text = readme_table.blocks({}, [{name: report.Report([case])}])["results"]()
-    assert _row_of(text, name)[-3:] == ["-", "-", "-"]
+    entry = stored.cases[0].entries[-1]
+    entry.seconds, entry.failure = None, "did not run"
+    assert "benchmarks.engines" in readme_table.blocks({}, [{name: stored}])["results"]()
     assert "benchmarks.engines" in readme_table.blocks({}, [])["results"]()
+
+
+def test_a_loss_is_shown_as_one(tmp_path):
+    name = overview.NAMES[0]
+    stored = _measured(name)
+    stored.cases[0].entries[-1].speedup_over["OpenVINO"] = report.Spread(0.8, 0.8, 0.8)
+    assert _row_of(overview.table([{name: stored}]), name)[-1] == "0.80x"
+    overview.picture([{name: stored}], tmp_path / "speed.png")
+    assert (tmp_path / "speed.png").stat().st_size > 5000
 
 
 def test_table_of_the_forms_has_optimize_where_it_was_measured():
@@ -408,16 +443,16 @@ def test_every_table_stands_on_one_page():
         for marker in (f"<!-- {name}:begin -->", f"<!-- {name}:end -->"):
             assert sum(lines.count(marker) for lines in pages) == 1, marker
     machines = readme_table.by_machine(readme_table.ROOT / "benchmarks" / "results" / "engines")
-    everywhere = {name for name in readme_table.NETWORKS if not name.endswith("int8")}
+    everywhere = {name for name in overview.NAMES if not name.endswith("int8")}
     assert machines and all(everywhere <= set(results) for results in machines)
-    assert set(readme_table.NETWORKS) <= {name for results in machines for name in results}
+    assert set(overview.NAMES) <= {name for results in machines for name in results}
 
 
 def test_pages_that_include_a_table_are_left_alone(tmp_path):
     (tmp_path / "benchmarks" / "results").mkdir(parents=True)
     (tmp_path / "docs").mkdir()
     (tmp_path / "README.md").write_text(f"{readme_table.BEGIN}\n{readme_table.END}\n")
-    page = tmp_path / readme_table.PAGES[1]
+    page = tmp_path / "docs" / "results.md"
     including = f':start-after: "{readme_table.BEGIN}"\n:end-before: "{readme_table.END}"\n'
     page.write_text(f"{including}<!-- forms:begin -->\nstale\n<!-- forms:end -->\n")
     assert readme_table.main(["--check"], root=tmp_path) == 1

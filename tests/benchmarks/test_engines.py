@@ -361,7 +361,7 @@ def test_program(only_tiny, tmp_path, capsys):
     weights = 4 * case.params
     assert case.entry("eager channels_last").resident_peak_bytes > weights
     shown = capsys.readouterr().out
-    assert engines_table.LEAD in shown
+    assert all(words in shown for words in engines_table.LEADS[1].split())
     assert "process peak" in shown
 
 
@@ -374,7 +374,7 @@ def test_markdown_has_every_contender_and_every_reason():
     entries = [entry("OpenVINO", 0.1, 3.1e-2, False), entry("hrnet_fast", 0.05), entry("ONNX Runtime", 0, None, False, "no")]  # fmt: skip
     case = report.Case("engines-x", "a network, bfloat16", "bfloat16", 3e-2, entries)
     text = engines_table.markdown([{"engines-x": report.Report([case]), "other": report.Report([case])}])
-    assert "| a network, bfloat16 | - | 100 ms * | 50.0 ms | 2.00x |" in text
+    assert "| a network, bfloat16 | - | 100 ms † | 50.0 ms | - | 2.00x |" in text
     assert "OpenVINO (3.1e-02)" in text
     assert "ONNX Runtime did not run (bfloat16): no." in text
     assert "Errors" not in text

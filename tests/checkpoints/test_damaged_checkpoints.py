@@ -124,6 +124,17 @@ def test_every_truncation_is_seen(tmp_path, form):
         refused(tmp_path / "weights.pth", "truncated|plain weights")
 
 
+def test_files_without_checksums_are_refused(tmp_path):
+    """Their damage could not be seen."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(network().state_dict(), tmp_path / "weights.pth")
+    finally:
+        torch.serialization.set_crc32_options(before)
+    refused(tmp_path / "weights.pth", r"set_crc32_options\(False\)")
+
+
 def test_the_form_from_before_1_6_is_read(tmp_path):
     source, model = network(), network()
     torch.save(source.state_dict(), tmp_path / "weights.pth", _use_new_zipfile_serialization=False)

@@ -8,12 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import hrnet_fast as hf
 from hrnet_fast import ExchangeUnit, SegmentationHead, refold
 from hrnet_fast.models import randomize
 from hrnet_fast.nn import PlainExchangeUnit, PlainSegmentationHead
 from hrnet_fast.nn.folds import FoldCache, fold, fold_modules, why_not_fold
+from hrnet_fast.nn.module_fingerprint import Watch
 from hrnet_fast.nn.prepared_conv import PreparedConv, why_not_onednn
 from hrnet_fast.tolerances import OPERATOR, relative_error
+from support.families import official
+from support.families.common import BasicBlock
 
 CHANNELS = [6, 8, 10]
 
@@ -352,3 +356,22 @@ def test_half_precision_errors_cancel_in_every_channel(dtype):
     assert error.norm() < 1.05 * nearest.norm()
     assert not folded[3].any()
     assert not folded[4, :7].any()
+
+
+@pytest.mark.parametrize("kind", ["unit", "patched unit", "patched block"])
+def test_a_call_compares_the_structure_once(kind, monkeypatch):
+    """One watch answers whether a module is what it was tried as, and whether its folds are of now."""
+    model = nn.Sequential(official.SizedModule([4, 6]), BasicBlock(4, 4)).eval()
+    hf.patch(model)
+    module = ExchangeUnit((4, 6)).eval() if kind == "unit" else model[kind == "patched block"]
+    streams = [torch.randn(1, 4, 8, 8), torch.randn(1, 6, 4, 4)]
+    given = streams[0] if kind == "patched block" else streams
+    calls = []
+    compared = Watch.unchanged
+    monkeypatch.setattr(Watch, "unchanged", lambda self: calls.append(self) or compared(self))
+    with torch.no_grad():
+        for _ in range(3):
+            calls.clear()
+            module(given if isinstance(given, torch.Tensor) else list(given))
+    branches = 0 if kind != "patched unit" else len([m for m in module.branches.modules() if isinstance(m, BasicBlock)])
+    assert len(calls) == 1 + branches

@@ -120,47 +120,6 @@ def test_named_kernels_refuse():
             call()
 
 
-SETTINGS = 4, 4, "bilinear", False, True, False
-
-
-def raw(op):
-    return lambda x, low, weight, bias: op([x, low], [weight], 2, bias, None, None, *SETTINGS)
-
-
-def raw_backward(grad, output):
-    return torch.ops.hrnet_fast.exchange_backward(grad, output, [2, 2, 1, 1], "bilinear", False, True)
-
-
-def test_raw_operators_refuse_tangents():
-    """torch.library would drop them, and the derivative would be zero."""
-    x = drawn()
-    operator = raw(torch.ops.hrnet_fast.exchange)
-    for call in (
-        lambda: jvp(operator, x, x),
-        lambda: jacfwd(operator)(*x),
-        lambda: by_dual_numbers(operator),
-        lambda: jvp(lambda g: raw_backward(g, x[0]), x[:1], x[:1]),
-    ):
-        with pytest.raises(NotImplementedError, match=r"has no forward-mode derivative; hrnet_fast\.exchange has one"):
-            call()
-    with forward_ad.dual_level():  # nothing carries a tangent
-        assert operator(*x).shape == x[0].shape
-
-
-@pytest.mark.parametrize("name", ["exchange", "exchange_fwd"])
-def test_raw_operators_are_batched(name):
-    operator = raw(getattr(torch.ops.hrnet_fast, name))
-    several = drawn(batch=(3,))
-    for dims in ((0, 0, 0, 0), (0, None, None, None), (None, None, 0, None)):
-        given = [t if d == 0 else t[0] for t, d in zip(several, dims, strict=True)]
-        expected = [operator(*(t[i] if d == 0 else t for t, d in zip(given, dims, strict=True))) for i in range(3)]
-        torch.testing.assert_close(vmap(operator, dims)(*given), torch.stack(expected))
-    found = vmap(raw_backward)(several[0], several[0].relu())
-    for i in range(3):
-        expected = raw_backward(several[0][i], several[0][i].relu())
-        torch.testing.assert_close([t[i] for t in found], expected)
-
-
 CHANNELS = 4, 8, 16
 
 

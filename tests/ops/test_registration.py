@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import hrnet_fast as hf
 from hrnet_fast.ops import library
+from hrnet_fast.ops.backends import reference as plain
 from hrnet_fast.ops.exchange.call import ExchangeCall
 from hrnet_fast.tolerances import OPERATOR as TOLERANCE
 from hrnet_fast.tolerances import relative_error
@@ -134,6 +135,19 @@ def test_autocast(backend, autocast):
     assert relative_error(out, expected) < 2 * TOLERANCE[torch.bfloat16]  # inputs and weights were rounded as well
     with torch.autocast("cpu", enabled=False), pytest.raises(TypeError, match=r"inputs\[1\]: expected dtype"):
         hf.exchange(inputs, weights, **keywords, backend=backend)
+
+
+@pytest.mark.parametrize("grad", [False, True])
+def test_autocast_leaves_float64_as_it_is(grad):
+    """As torch's own operators do."""
+    call = call_of("stage4", torch.float64)
+    call = require_grad(call) if grad else call
+    with torch.autocast("cpu", torch.bfloat16), torch.set_grad_enabled(grad):
+        found = hf.exchange(
+            call.inputs, call.weights, call.bias, size=call[5:7], activation="relu" if call.relu else None
+        )
+    assert found.dtype == torch.float64
+    torch.testing.assert_close(found, plain.run(call))
 
 
 def test_autocast_has_gradients():

@@ -122,6 +122,12 @@ def own_forward(model, draw):
     module.forward = functools.partial(lambda m, x: type(m).forward(m, x) * 1.5, module)
 
 
+def own_method(model, draw):
+    """Of those that a forward calls."""
+    conv = some(model, draw, nn.Conv2d)
+    conv._conv_forward = functools.partial(lambda m, *args: type(m)._conv_forward(m, *args) * 1.5, conv)
+
+
 def hook(model, draw):
     module = some(model, draw, nn.Module, lambda m: not list(m.children()))
     if draw.random() < 0.5:
@@ -251,7 +257,7 @@ def frozen(model, draw):
     model.requires_grad_(False)
 
 
-EDITS = (activation, upsample_settings, upsample_replaced, geometry, own_forward, hook, removed_hook, parametrized,
+EDITS = (activation, upsample_settings, upsample_replaced, geometry, own_forward, own_method, hook, removed_hook, parametrized,
          weight_norm, eps, norm_replaced, norm_of_the_batch, norm_without_statistics, more_in_a_path, bias_added,
          weights_loaded, weight_replaced, weight_written, module_replaced, optimizer_step, averaged, subclass, double,
          observed, swapped, frozen)  # fmt: skip
@@ -333,6 +339,30 @@ def test_every_edit_but_some_changes_the_result(edit):
         after, error = outcome(model, "evaluation", False)
         changed.add(error is not None or max(map(relative_error, after, before)) > 1e-3)
     assert (True in changed) == (edit not in invisible)
+
+
+@pytest.mark.parametrize("own", [False, True], ids=["patched", "own"])
+@pytest.mark.parametrize(("cls", "name"), [(nn.Conv2d, "forward"), (nn.Conv2d, "_conv_forward"), (nn.ReLU, "forward"),
+                                           (nn.BatchNorm2d, "forward"), (nn.BatchNorm2d, "__call__"), (BasicBlock, "forward"),
+                                           (official.NearestModule, "forward")])  # fmt: skip
+def test_methods_that_are_replaced_for_a_whole_class(cls, name, own, monkeypatch):
+    plain = randomized(Own()).eval() if own else unit(official.NearestModule)
+    fast = copy.deepcopy(plain)
+    if not own:
+        hf.patch(fast)
+    before = outcome(fast, "evaluation", False)[0]
+    method = getattr(cls, name)
+
+    def scaled(self, *args):
+        y = method(self, *args)
+        return [z * 1.2 for z in y] if isinstance(y, list) else y * 1.2
+
+    monkeypatch.setattr(cls, name, scaled)
+    assert not fault(plain, fast, "evaluation", own)
+    changed = max(map(relative_error, outcome(fast, "evaluation", False)[0], before)) > 1e-3
+    assert changed == (not own or cls not in (BasicBlock, official.NearestModule))
+    monkeypatch.undo()
+    assert all(map(torch.equal, outcome(fast, "evaluation", False)[0], before))
 
 
 @pytest.mark.parametrize("kind", ["forward", "forward_pre", "full_backward"])

@@ -6,6 +6,7 @@ import warnings
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from hrnet_fast.runtime.cuda_graphs import WARM_UP, GraphedModule
 from hrnet_fast.runtime.cuda_streams import Branches
@@ -119,6 +120,28 @@ def test_calls_that_no_graph_can_serve(cuda):
     real = GraphedModule(module)
     assert real.why_eager(torch.ones(2)) == "it serves tensors on NVIDIA GPUs, these are on cpu"
     assert real(torch.ones(2)).tolist() == [2, 2]
+
+
+def test_transforms_run_the_module_as_it_is(cuda):
+    """A graph would drop the tangents."""
+    weight = torch.tensor([2.0, 3.0])
+    graphed = GraphedModule(lambda x: (x * weight).square(), backend=cuda)
+    x, direction = torch.tensor([1.0, -1.0]), torch.tensor([1.0, 10.0])
+    graphed(x)
+    expected = 2 * x * weight.square() * direction
+    torch.testing.assert_close(torch.func.jvp(graphed, (x,), (direction,))[1], expected)
+    torch.testing.assert_close(torch.func.jacfwd(graphed)(x) @ direction, expected)
+    torch.testing.assert_close(torch.func.grad(lambda t: graphed(t) @ direction)(x), expected)
+    torch.testing.assert_close(
+        torch.func.vmap(graphed)(torch.stack([x, direction])), graphed(torch.stack([x, direction]))
+    )
+    with forward_ad.dual_level():
+        assert "forward-mode" in graphed.why_eager(x)
+        with pytest.raises(RuntimeError, match="forward-mode"):
+            graphed.buffers(x)
+        y = graphed(forward_ad.make_dual(x, direction))
+        torch.testing.assert_close(forward_ad.unpack_dual(y).tangent, expected)
+    assert "replay" in cuda.log and torch.equal(graphed(x), (x * weight).square())
 
 
 def test_a_module_that_cannot_be_recorded_runs_as_it_is(cuda):

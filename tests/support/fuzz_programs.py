@@ -131,8 +131,13 @@ def main(seed: int, count: int) -> None:
     chance = random.Random(seed)
     shape = (1, 3, 20, 28)
     networks = [p for width in (2, 7) for dtype in DTYPES for p in of_a_network(Branches(width), shape, dtype)]
-    tiled = [p for width in (2, 7, 40) for p in of_a_network(Branches(width), shape, torch.bfloat16, True)]
-    tiled += [p for width in (2, 7, 40) for p in of_a_network(Branches(width), shape, torch.float32, True, True)]
+    tiled = [
+        p
+        for width in (2, 7, 40)
+        for dtype in (torch.bfloat16, torch.float32)  # of the images that come and go; tiles know no float16
+        for integers in (False, True)
+        for p in of_a_network(Branches(width), shape, dtype, True, integers)
+    ]
     networks += -(-len(networks) // len(tiled)) * tiled
     ran = refused = 0
     faulthandler.enable()

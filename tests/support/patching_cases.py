@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from hrnet_fast.models import randomize
-from support.families import nvidia, ocr_branch, official, openmmlab, simple_hrnet
+from support.families import csail, nvidia, ocr_branch, official, openmmlab, simple_hrnet
 
 MULTIPLES = ((64, 96), (224, 160))
 ANY = (*MULTIPLES, (333, 517), (427, 640), (65, 33))
@@ -36,6 +36,7 @@ FAMILIES = {
     "segmentation-aligned": Family(lambda: official.AlignedNetwork("v2"), ANY, ("HRNetV2",)),
     "segmentation-ocr": Family(lambda: ocr_branch.Network("v2"), ANY, ("HRNetV2",)),
     "nvidia": Family(nvidia.Network, ANY),
+    "csail": Family(csail.Network, ANY),
     "mmdet": Family(lambda: openmmlab.Model(openmmlab.Backbone(), openmmlab.HRFPN()), MULTIPLES, ("HRFPN",)),
     "mmpose-face": Family(openmmlab.FaceBackbone, MULTIPLES),
     "mmseg": Family(lambda: openmmlab.Model(openmmlab.SegBackbone(), openmmlab.FCNHead()), ANY, ("FCN head",)),

@@ -6,6 +6,7 @@ from torch import Tensor
 from hrnet_fast.ops import library
 from hrnet_fast.ops.exchange import autograd
 from hrnet_fast.ops.exchange.call import ExchangeCall
+from hrnet_fast.ops.transforms import below_autograd
 
 _FORWARD = torch.ops.hrnet_fast.exchange_fwd.default
 
@@ -24,7 +25,7 @@ def why_not(call: ExchangeCall | None) -> str | None:
 
 def run(call: ExchangeCall) -> Tensor:  # [N, C_out or C_p, H, W]
     # Recording for autograd costs as much as the call itself, even where no gradient is wanted.
-    return autograd.differentiable(call) if call.needs_grad else _FORWARD(*call.arguments())
+    return autograd.differentiable(call) if call.needs_grad else below_autograd(_FORWARD, *call.arguments())
 
 
 def why_not_argmax(scores: Tensor) -> str | None:

@@ -14,6 +14,7 @@ from hrnet_fast.ops import library
 from hrnet_fast.ops.backends import gpu
 from hrnet_fast.ops.exchange import autograd
 from hrnet_fast.ops.exchange.call import ExchangeCall, output_memory_format
+from hrnet_fast.ops.transforms import below_autograd
 
 MIN_CAPABILITY = (7, 5)
 MIN_CAPABILITY_BFLOAT16 = MIN_CAPABILITY_TF32 = (8, 0)
@@ -27,6 +28,8 @@ library.define(
     "exchange_backward_sums(Tensor grad, Tensor? output, int[] sizes, bool channels_last, str mode, bool align_corners) "
     "-> Tensor[]"
 )
+for _name in ("exchange_sums", "exchange_backward_sums"):
+    library.refuse_derivatives(_name)
 library.define("cuda_kernels_error(int device) -> str")
 extension_error: str | None = None  # why the compiled CUDA kernels are not there
 try:
@@ -69,7 +72,7 @@ def kernels_error(index: int) -> str | None:
 def run(call: ExchangeCall) -> Tensor:  # [N, C_out or C_p, H, W]
     if call.needs_grad:
         return autograd.differentiable(call)
-    return torch.ops.hrnet_fast.exchange_cuda(*call.arguments())
+    return below_autograd(torch.ops.hrnet_fast.exchange_cuda, *call.arguments())
 
 
 def on_device(call: ExchangeCall) -> Tensor:
@@ -99,7 +102,7 @@ def run_together(calls: list[ExchangeCall]) -> list[Tensor]:
 def _launch(operator, arguments: tuple, device: torch.device) -> list[Tensor]:
     """Runs a kernel; remembers one that cannot be launched, which another call would not change."""
     try:
-        return operator(*arguments)
+        return below_autograd(operator, *arguments)
     except RuntimeError as error:
         reason = gpu.first_line(error)
         if "failed to launch" not in reason or "out of memory" in reason:

@@ -17,6 +17,7 @@ from hrnet_fast.ops import library
 from hrnet_fast.ops.backends import gpu
 from hrnet_fast.ops.exchange import autograd
 from hrnet_fast.ops.exchange.call import ExchangeCall, is_channels_last, output_memory_format
+from hrnet_fast.ops.transforms import below_autograd
 
 MIN_CAPABILITY = (8, 0)
 
@@ -46,7 +47,7 @@ def is_installed() -> bool:
 def run(call: ExchangeCall) -> Tensor:  # [N, C_out or C_p, H, W]
     if call.needs_grad:
         return autograd.differentiable(call)
-    return torch.ops.hrnet_fast.exchange_triton(*call.arguments())
+    return below_autograd(torch.ops.hrnet_fast.exchange_triton, *call.arguments())
 
 
 def on_device(call: ExchangeCall) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from hrnet_fast.ops import conv1x1
 from hrnet_fast.ops.backends import reference
 from hrnet_fast.ops.exchange.call import ExchangeCall, is_channels_last, lay_out
-from hrnet_fast.ops.transforms import apply, batched, transformed
+from hrnet_fast.ops.transforms import apply, batched, below_autograd, transformed
 
 
 def save(ctx, inputs, output) -> None:
@@ -71,9 +71,8 @@ class _Exchange(torch.autograd.Function):
     @staticmethod
     def forward(counts, settings, *tensors):
         n, m, weighted = counts
-        return torch.ops.hrnet_fast.exchange_fwd(
-            tensors[:n], tensors[n : n + m], weighted, *tensors[n + m :], *settings
-        )
+        inputs, weights, rest = tensors[:n], tensors[n : n + m], tensors[n + m :]
+        return below_autograd(torch.ops.hrnet_fast.exchange_fwd, inputs, weights, weighted, *rest, *settings)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -162,7 +161,7 @@ class _ExchangeBackward(torch.autograd.Function):
 
     @staticmethod
     def forward(grad, *arguments):
-        return tuple(torch.ops.hrnet_fast.exchange_backward_fwd(grad, *arguments))
+        return tuple(below_autograd(torch.ops.hrnet_fast.exchange_backward_fwd, grad, *arguments))
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -179,5 +178,5 @@ def _differentiable_backward(grad, *arguments) -> Sequence[Tensor]:
     if torch.compiler.is_compiling():
         return torch.ops.hrnet_fast.exchange_backward(grad, *arguments)
     if not torch.is_grad_enabled():  # a first derivative, as almost always
-        return torch.ops.hrnet_fast.exchange_backward_fwd(grad, *arguments)
+        return below_autograd(torch.ops.hrnet_fast.exchange_backward_fwd, grad, *arguments)
     return _ExchangeBackward.apply(grad, *arguments)

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.network.nodes import Constant, Value
+from hrnet_fast.ops.transforms import below_autograd
 from hrnet_fast.runtime.cpu import memory
 from hrnet_fast.runtime.cpu.operations import Buffer, Convolution, Exchange, Image, Lowered, Operation, TorchCall
 from hrnet_fast.runtime.cpu.packed_weights import Packed, PackedWeights
@@ -142,10 +143,10 @@ class Program:
                 dense = [t if t.is_contiguous() and t.dtype in DTYPES else nothing for t in external]
                 tensors = [*self._blobs, *dense]
                 if times is None:
-                    torch.ops.hrnet_fast.run_program(piece.steps, arena, tensors)
+                    below_autograd(torch.ops.hrnet_fast.run_program, piece.steps, arena, tensors)
                     continue
                 nanoseconds = torch.zeros(len(piece.timed), dtype=torch.int64)
-                torch.ops.hrnet_fast.time_program(piece.steps, arena, tensors, nanoseconds)
+                below_autograd(torch.ops.hrnet_fast.time_program, piece.steps, arena, tensors, nanoseconds)
                 seconds = (nanoseconds.double() / 1e9).tolist()
             if times is not None:
                 times += zip(piece.timed, seconds)

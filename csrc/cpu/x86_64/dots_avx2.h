@@ -4,6 +4,7 @@ struct DotsAvx2 {
   using V = VecAvx2;
   using Sums = __m256i;
   static constexpr int L = 8, kSums = 12;  // of 16 registers
+  static constexpr bool kOffset = false;
   static Sums zero() { return _mm256_setzero_si256(); }
   static Sums load(const char* p) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p)); }
   static void store(char* p, Sums x) { _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), x); }

@@ -4,6 +4,7 @@ struct DotsAvx512 {
   using V = VecAvx512;
   using Sums = __m512i;
   static constexpr int L = 16, kSums = 24;  // of 32 registers
+  static constexpr bool kOffset = false;
   static Sums zero() { return _mm512_setzero_si512(); }
   static Sums load(const char* p) { return _mm512_loadu_si512(p); }
   static void store(char* p, Sums x) { _mm512_storeu_si512(p, x); }
