@@ -2,61 +2,49 @@
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
-from benchmarks import peers
+from benchmarks import contenders
+from benchmarks.cases import ENGINES as PREFIX
 from hrnet_fast.bench import machine
 from hrnet_fast.bench.contenders import CHANNELS_LAST
-from hrnet_fast.bench.report import Case, Entry, Report, milliseconds
+from hrnet_fast.bench.record import Record, Report
+from hrnet_fast.bench.report import Table, median_over, milliseconds, times
 
-PREFIX = "engines-"  # of the cases' names
 LEADS = ("over eager", "over the best other")  # what our best form is faster than
 NOTHING = "No results are stored yet: `python -m benchmarks.engines` measures them.\n"
 AGAIN = "Measure again: `python -m benchmarks.engines`, then `python -m benchmarks.readme_table`."
 
 
-def best(case: Case, names: Sequence[str]) -> Entry | None:
-    """Of the named contenders the one with the least median."""
-    timed = [entry for entry in case.entries if entry.name in names and entry.seconds is not None]
-    return min(timed, key=lambda entry: entry.seconds.median, default=None)
+def others(case: Record) -> list[str]:
+    """The contenders that are not this package."""
+    return [entry.name for entry in case.entries if entry.name not in contenders.ours()]
 
 
-def lead(case: Case) -> float | None:
-    """How many times as long the best peer takes as our best form; the median of the rounds."""
-    ours = best(case, peers.ours())
-    peer = best(case, [entry.name for entry in case.entries if entry.name not in peers.ours()])
-    return ours.speedup_over[peer.name].median if ours and peer else None
+def leads(case: Record) -> list[float | None]:
+    """How many times as long eager and the best other take as our best form; medians of the rounds."""
+    ours = case.best(*contenders.ours())
+    return [median_over(ours, case.entry(CHANNELS_LAST)), median_over(ours, case.best(*others(case)))]
 
 
-def columns(cases: Sequence[Case]) -> list[str]:
+def columns(cases: Sequence[Record]) -> list[str]:
     """The contenders of all cases, in the order in which they take turns."""
     there = {entry.name for case in cases for entry in case.entries}
-    return [name for name in peers.table() if name in there]
+    return [name for name in contenders.TABLE if name in there]
 
 
-def rows(cases: Sequence[Case]) -> list[list[str]]:
+def rows(cases: Sequence[Record]) -> list[list[str]]:
     """A row per case: its name (*: disturbed), a cell per contender (†: off by more than the tolerance), our leads."""
     names, found = columns(cases), []
     for case in cases:
         entries = {entry.name: entry for entry in case.entries if entry.seconds is not None}
         cells = [milliseconds(entries[name].seconds.median) + ("" if entries[name].agrees else " †")
                  if name in entries else "-" for name in names]  # fmt: skip
-        ours = best(case, peers.ours())
-        over_eager = ours.speedup_over.get(CHANNELS_LAST) if ours else None
-        leads = [over_eager and over_eager.median, lead(case)]
-        found.append([case.description + (" *" if case.disturbed else ""), *cells,
-                      *("-" if ratio is None else f"{ratio:.2f}x" for ratio in leads)])  # fmt: skip
+        found.append([case.description + " *" * case.disturbed, *cells, *map(times, leads(case))])
     return found
 
 
-def summary(cases: Sequence[Case]) -> Table:
+def summary(cases: Sequence[Record]) -> Table:
     """For the terminal."""
-    out = Table(title="medians of runs in turn", title_justify="left")
-    for name in ("", *columns(cases), *LEADS):
-        out.add_column(name, justify="right" if name else "left")
-    for row in rows(cases):
-        out.add_row(*row)
-    return out
+    return Table(["", *columns(cases), *LEADS], rows(cases), "medians of runs in turn")
 
 
 def markdown(machines: Sequence[dict[str, Report]], order: Sequence[str] = ()) -> str:
@@ -94,9 +82,7 @@ def _table(stored: Sequence[Report]) -> list[str]:
     cases = [report.cases[0] for report in stored]
     names = columns(cases)
     cpu = stored[0].machine["cpu"]
-    lines = [f"### {cpu['model']}, {cpu['kernel']}", "", f"| | {' | '.join([*names, *LEADS])} |"]
-    lines += ["|---|" + "--:|" * (len(names) + len(LEADS))]
-    lines += [f"| {' | '.join(row)} |" for row in rows(cases)]
+    lines = [f"### {cpu['model']}, {cpu['kernel']}", "", *Table(["", *names, *LEADS], rows(cases)).markdown()]
     notes = [*machines_of(stored), "Medians of runs in turn, batch 1, the same weights and photograph for all."]
     notes += _failures(cases) + _errors(cases)
     off = sorted({f"{e.name} ({e.error:.1e})" for case in cases for e in case.entries if e.seconds and not e.agrees})
@@ -105,7 +91,7 @@ def _table(stored: Sequence[Report]) -> list[str]:
     return [*lines, "", *(f"- {note}" for note in notes), ""]
 
 
-def _errors(cases: Sequence[Case]) -> list[str]:
+def _errors(cases: Sequence[Record]) -> list[str]:
     """A line for each case in int8: how far each contender is off, since engines pay for speed with errors there."""
     lines = []
     for case in cases:
@@ -115,7 +101,7 @@ def _errors(cases: Sequence[Case]) -> list[str]:
     return lines
 
 
-def _failures(cases: Sequence[Case]) -> list[str]:
+def _failures(cases: Sequence[Record]) -> list[str]:
     """Why contenders did not run, one line for each reason."""
     return list(dict.fromkeys(
         f"{entry.name} did not run ({case.dtype}): {entry.failure}."

@@ -8,19 +8,21 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from benchmarks import engines, engines_table, peers
+from benchmarks import cases, engines_table
+from benchmarks.engines_table import others
 from hrnet_fast.bench.contenders import OPTIMIZED
-from hrnet_fast.bench.report import Case, Entry, Report, milliseconds
+from hrnet_fast.bench.record import Entry, Record, Report
+from hrnet_fast.bench.report import milliseconds
 
-NAMES = tuple(engines_table.PREFIX + case.name for case in engines.CASES)
+NAMES = tuple(case.name for case in cases.cpu(cases.ENGINES))
 OTHER, OURS = "#a3aab2", "#d9542b"
 
 
-def pairs(reports: dict[str, Report]) -> list[tuple[Case, Entry, Entry]]:
+def pairs(reports: dict[str, Report]) -> list[tuple[Record, Entry, Entry]]:
     """Each case of the table with its best other engine and ``optimize``, where both were timed."""
     found = []
     for case in (reports[name].cases[0] for name in NAMES if name in reports):
-        other, ours = engines_table.best(case, others(case)), case.entry(OPTIMIZED)
+        other, ours = case.best(*others(case)), case.entry(OPTIMIZED)
         if other is not None and ours is not None and ours.seconds is not None:
             found.append((case, other, ours))
     return found
@@ -32,12 +34,7 @@ def main_machine(machines: Sequence[dict[str, Report]]) -> tuple[dict[str, Repor
     return (there[0], there[1:]) if there else (None, [])
 
 
-def others(case: Case) -> list[str]:
-    """The contenders that are not this package."""
-    return [entry.name for entry in case.entries if entry.name not in peers.ours()]
-
-
-def network(case: Case) -> str:
+def network(case: Record) -> str:
     """Such as "HRNet-W48 segmentation, 512x512"."""
     return case.description.removesuffix(f", {case.dtype}")
 
@@ -131,7 +128,7 @@ def picture(machines: Sequence[dict[str, Report]], path: Path) -> None:
     figure.savefig(path, dpi=144, metadata={"Description": digest(machines)})
 
 
-def _panel(axes, title: str, shown: Sequence[tuple[Case, tuple[Entry, Entry]]]) -> None:
+def _panel(axes, title: str, shown: Sequence[tuple[Record, tuple[Entry, Entry]]]) -> None:
     longest = max(entry.seconds.p80 for _, both in shown for entry in both) * 1e3
     for group, (_, both) in enumerate(shown):
         other, ours = both

@@ -1,7 +1,7 @@
 """Writes the tables of results in README.md and docs/, and README's picture, from the files in benchmarks/results/.
 
-``python -m benchmarks.readme_table`` writes, ``--check`` exits with 1 if a page or the picture is out of date. No figure
-is typed by hand. A table stands on whatever page has its two markers.
+``python -m benchmarks.readme_table`` writes, ``--check`` exits with 1 if a page or the picture is out of date. No
+figure is typed by hand. A table stands on whatever page has its two markers.
 """
 
 import argparse
@@ -12,7 +12,8 @@ from pathlib import Path
 from benchmarks import accuracy_table, engines_table, gpu_table, overview, rival_report
 from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, FAST, FOLDED, OPTIMIZED
 from hrnet_fast.bench.machine import summary
-from hrnet_fast.bench.report import Case, Report, milliseconds
+from hrnet_fast.bench.record import Record, Report
+from hrnet_fast.bench.report import milliseconds
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -60,7 +61,7 @@ def _shows(picture: Path, digest: str) -> bool:
 
 
 def by_machine(folder: Path) -> list[dict[str, Report]]:
-    """The results of ``benchmarks.engines``, a dict for each machine, by the names of their folders."""
+    """The results of the suite or of ``benchmarks.engines``, a dict for each machine, by the names of their folders."""
     return [load(path) for path in sorted(folder.glob("*")) if path.is_dir()]
 
 
@@ -71,7 +72,7 @@ def blocks(
     return {
         "results": lambda: overview.table(machines),
         "gpu": lambda: gpu_table.block(root / "benchmarks" / "results" / "gpu"),
-        "forms": lambda: table(reports),
+        "forms": lambda: "\n".join(map(table, by_machine(root / "benchmarks" / "results" / "suite") or [{}])),
         "engines": lambda: engines_table.markdown(machines, overview.NAMES),
         "rivals": lambda: rival_report.markdown(reports),
         "accuracy": lambda: accuracy_table.markdown(root / "benchmarks" / "results" / "accuracy"),
@@ -125,7 +126,7 @@ def table(reports: dict[str, Report]) -> str:
     return "\n".join(lines)
 
 
-def _row(case: Case, with_optimized: bool) -> str:
+def _row(case: Record, with_optimized: bool) -> str:
     """``with_optimized``: there is a column for optimize. The ratios are those of the last form that was timed."""
     timed = {entry.name: entry for entry in case.entries if entry.seconds is not None}
     eager = [timed[name] for name in (CHANNELS_LAST, FOLDED) if name in timed]

@@ -15,10 +15,9 @@ from hrnet_fast.apps.pictures import files
 from hrnet_fast.bench import BadInput, images, report, timm_models
 from hrnet_fast.export import check, onnx_file, preferences, triton_server
 from hrnet_fast.files import AlreadyThere, check_free
-from hrnet_fast.models import configs, randomize
+from hrnet_fast.models import TASKS, configs, randomize
 
 _PICTURES = 64  # that a calibration looks at
-TASKS = ("segmentation", "segmentation_ocr", "classification", "pose", "detection", "features")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

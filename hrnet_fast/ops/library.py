@@ -192,11 +192,11 @@ if extension_error is None:  # for training on the CPU; there is no other implem
         refuse_derivatives(_name)
 
 
-_counted = list(OPERATORS)  # what FlopCounterMode counts
+exchanges = list(OPERATORS)  # all operators with that schema; backends add theirs
 
 
 def _register_flops(flop_counter) -> None:
-    for name in _counted:
+    for name in exchanges:
         flop_counter.register_flop_formula(getattr(torch.ops.hrnet_fast, name))(_flops)
 
 
@@ -210,7 +210,7 @@ def define_exchange(name: str, kernel: Callable) -> None:
     _registrations.define(name + SCHEMA)
     _complete(name)
     implement(name, kernel)
-    _counted.append(name)
+    exchanges.append(name)
     if FLOP_COUNTER in sys.modules:  # else all are registered when somebody imports it
         sys.modules[FLOP_COUNTER].register_flop_formula(getattr(torch.ops.hrnet_fast, name))(_flops)
 

@@ -7,10 +7,13 @@ import torch
 from PIL import Image
 from torch import nn
 
-from benchmarks import engines, goals, overview, readme_table
+from benchmarks import goals, overview, readme_table, run
 from hrnet_fast import create_model
-from hrnet_fast.bench import BadInput, contenders, images, machine, memory, network, oracle, report, shares
-from hrnet_fast.bench.harness import MIN_ROUNDS, Contender, Prepared, Result, compare, speedup, spread, worst_error
+from hrnet_fast.bench import BadInput, contenders, images, machine, memory, networks, oracle, report, shares
+from hrnet_fast.bench.harness import ROUNDS, Contender, compare, worst_error
+from hrnet_fast.bench.measure import Case, measure
+from hrnet_fast.bench.plain_forms import fold_batchnorm
+from hrnet_fast.bench.record import Entry, Record, Report, Spread, finish
 from hrnet_fast.bench.variation import LEAST_VARIATION, variation
 from hrnet_fast.checkpoints.header import MEAN, STD
 from hrnet_fast.models import TASKS
@@ -40,42 +43,40 @@ class Clock:
 def test_contenders_take_turns():
     clock, log = Clock(), []
     trio = [clock.worker(name, 0.1 * (i + 1), log) for i, name in enumerate("abc")]
-    results = compare(Prepared(trio, ONES, 1e-6), budget=10.0, clock=clock)
-    rounds = len(results[0].seconds)
+    results = compare(trio, ONES, 1e-6, budget=10.0, clock=clock)
+    rounds = results[0].rounds
     assert "".join(log[-3 * rounds :]) == "abc" * rounds
-    assert all(len(result.seconds) == rounds and result.loops == 1 for result in results)
-    assert [spread(r.seconds).median for r in results] == pytest.approx([0.1, 0.2, 0.3])
-    assert rounds > MIN_ROUNDS
+    assert all(len(result.samples) == rounds and result.loops == 1 for result in results)
+    assert [r.seconds.median for r in results] == pytest.approx([0.1, 0.2, 0.3])
+    assert rounds > ROUNDS[0]
     assert clock.now <= 10.0 + 3 * 0.6
 
 
 def test_at_least_the_least_rounds_are_made():
     clock, log = Clock(), []
-    (result,) = compare(Prepared([clock.worker("slow", 7.0, log)], ONES, 1e-6), budget=1.0, clock=clock)
-    assert len(result.seconds) == MIN_ROUNDS
+    (result,) = compare([clock.worker("slow", 7.0, log)], ONES, 1e-6, budget=1.0, clock=clock)
+    assert result.rounds == ROUNDS[0]
 
 
 def test_short_calls_are_timed_in_loops():
     clock, log = Clock(), []
-    (result,) = compare(Prepared([clock.worker("quick", 1e-5, log)], ONES, 1e-6), budget=0.05, clock=clock)
+    (result,) = compare([clock.worker("quick", 1e-5, log)], ONES, 1e-6, budget=0.05, clock=clock)
     assert result.loops >= 99
-    assert spread(result.seconds).median == pytest.approx(1e-5)
+    assert result.seconds.median == pytest.approx(1e-5)
 
 
 def test_wrong_output_is_never_timed():
     clock, log = Clock(), []
     pair = [clock.worker("right", 0.1, log), clock.worker("wrong", 0.001, log, value=1.01)]
-    right, wrong = compare(Prepared(pair, ONES, 1e-3), budget=2.0, clock=clock)
+    right, wrong = compare(pair, ONES, 1e-3, budget=2.0, clock=clock)
     assert right.agrees
     assert right.seconds
     assert not wrong.agrees
-    assert wrong.seconds == []
+    assert wrong.seconds is None
+    assert wrong.speedup_over == {}
     assert wrong.error == pytest.approx(0.01, rel=1e-4)
     assert log.count("wrong") == 1  # the check
-    entry = report.entries([right, wrong])[1]
-    assert entry.seconds is None
-    assert entry.speedup_over == {}
-    case = report.Case("c", "a case", "float32", 1e-3, report.entries([right, wrong]))
+    case = Record("c", "a case", "float32", 1e-3, [right, wrong])
     assert not case.agrees
     assert any("wrong is off" in line for line in report.notes(case))
 
@@ -96,69 +97,67 @@ def test_a_contender_that_fails_does_not_end_the_others():
     def broken():
         raise RuntimeError("no compiler\nand a long story")
 
-    failed, fine = compare(
-        Prepared([Contender("broken", broken), clock.worker("fine", 0.1, log)], ONES, 1e-6), budget=1.0, clock=clock
-    )
+    pair = [Contender("broken", broken), clock.worker("fine", 0.1, log)]
+    failed, fine = compare(pair, ONES, 1e-6, budget=1.0, clock=clock)
     assert failed.failure == "RuntimeError: no compiler"
     assert not failed.agrees
     assert fine.seconds
-    json.dumps(report.entries([failed])[0].error, allow_nan=False)
+    assert failed.error is None
 
 
 def test_percentiles_interpolate():
-    s = spread([5.0, 1.0, 4.0, 2.0, 3.0])
+    s = Spread.of([5.0, 1.0, 4.0, 2.0, 3.0])
     assert (s.p20, s.median, s.p80) == pytest.approx((1.8, 3.0, 4.2))
-    assert spread([2.0]).p80 == 2.0
+    assert Spread.of([2.0]).p80 == 2.0
 
 
 def test_speedups_pair_runs_of_the_same_round():
     # a machine that is three times slower in every other round: the ratio must not see it
-    slow = Result("slow", 0.0, 1.0, [2.0, 6.0, 2.0, 6.0])
-    fast = Result("fast", 0.0, 1.0, [1.0, 3.0, 1.0, 3.0])
-    s = speedup(slow, fast)
+    _, fast = finish([Entry("slow", samples=[2.0, 6.0, 2.0, 6.0]), Entry("fast", samples=[1.0, 3.0, 1.0, 3.0])])
+    s = fast.speedup_over["slow"]
     assert (s.p20, s.median, s.p80) == pytest.approx((2.0, 2.0, 2.0))
 
 
 def test_progress_and_observe_are_called():
     clock, log, shown, seen = Clock(), [], [], []
-    compare(Prepared([clock.worker("a", 0.1, log)], ONES, 1e-6), budget=1.0, clock=clock,
+    compare([clock.worker("a", 0.1, log)], ONES, 1e-6, budget=1.0, clock=clock,
             progress=lambda doing, done: shown.append(done), observe=lambda name, out: seen.append(name))  # fmt: skip
     assert shown[-1] == 1.0
     assert all(0.0 <= done <= 1.0 for done in shown)
     assert seen == ["a"]
 
 
-def _stored(name: str = "model-w48-512x512-float32", faster: float = 1.5) -> report.Report:
-    made = [Result(contenders.CHANNELS_LAST, 1e-7, 1e-4, [0.61, 0.60, 0.62], 1),
-            Result(contenders.FOLDED, 1e-7, 1e-4, [0.58, 0.57, 0.59], 1),
-            Result(contenders.COMPILED, 1e-7, 1e-4, [0.45, 0.44, 0.46], 1),
-            Result(contenders.FAST, 2e-7, 1e-4, [0.6 / faster] * 3, 1)]  # fmt: skip
-    case = report.Case(name, f"description of {name}", "float32", 1e-4, report.entries(made), params=65859379,
+def result(name: str, error: float, tolerance: float, samples: list[float], loops: int = 1) -> Entry:
+    return Entry(name, error, error <= tolerance, samples=samples, loops=loops)
+
+
+def _stored(name: str = "model-w48-512x512-float32", faster: float = 1.5) -> Report:
+    made = [result(contenders.CHANNELS_LAST, 1e-7, 1e-4, [0.61, 0.60, 0.62], 1),
+            result(contenders.FOLDED, 1e-7, 1e-4, [0.58, 0.57, 0.59], 1),
+            result(contenders.COMPILED, 1e-7, 1e-4, [0.45, 0.44, 0.46], 1),
+            result(contenders.FAST, 2e-7, 1e-4, [0.6 / faster] * 3, 1)]  # fmt: skip
+    case = Record(name, f"description of {name}", "float32", 1e-4, finish(made), params=65859379,
                        gflops_published=88.0, shares={"head": 0.12})  # fmt: skip
     case.entries[0].peak_memory_bytes = 1 << 28
     case.entries[0].argmax_agreement = 0.999
-    return report.Report([case])
+    return Report([case])
 
 
 def test_results_survive_json(tmp_path):
     stored = _stored()
     stored.save(tmp_path / "made" / "r.json")
-    assert report.Report.load(tmp_path / "made" / "r.json") == stored
+    assert Report.load(tmp_path / "made" / "r.json") == stored
 
 
 def test_results_of_another_schema_are_refused(tmp_path):
     (tmp_path / "r.json").write_text('{"schema": 0, "cases": []}')
     with pytest.raises(ValueError, match="schema"):
-        report.Report.load(tmp_path / "r.json")
+        Report.load(tmp_path / "r.json")
 
 
 def test_table_shows_every_contender():
-    from rich.console import Console
-
     case = _stored().cases[0]
-    console = Console(record=True, width=200, quiet=False, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(report.table(case, contenders.CHANNELS_LAST))
-    text = console.export_text()
+    text = report.table(case, contenders.CHANNELS_LAST).text()
     assert all(entry.name in text for entry in case.entries)
     assert "1.52x" in text or "1.53x" in text
 
@@ -183,7 +182,7 @@ def test_plot_of_nothing_is_refused(tmp_path):
     from hrnet_fast.bench.plot import plot
 
     with pytest.raises(ValueError, match="nothing to plot"):
-        plot([report.Case("c", "d", "float32", 1.0, [])], tmp_path / "p.png", baseline="eager")
+        plot([Record("c", "d", "float32", 1.0, [])], tmp_path / "p.png", baseline="eager")
 
 
 def test_machine_names_no_host_and_no_path():
@@ -211,7 +210,7 @@ def test_peak_memory_counts_live_tensors():
 def test_neighbours_are_noticed(monkeypatch):
     readings = iter([(10.0, 4.0, 20.0), (14.0, 5.0, 26.0)])
     monkeypatch.setattr(machine, "_busy_and_own", lambda: next(readings))
-    case = report.Case("c", "d", "float32", 1.0, [], neighbours=machine.Neighbours().share())
+    case = Record("c", "d", "float32", 1.0, [], neighbours=machine.Neighbours().share())
     assert case.neighbours == pytest.approx(0.5)
     assert case.disturbed
     assert any("50 % of the cores" in line for line in report.notes(case))
@@ -244,7 +243,7 @@ def test_folding_batchnorm_changes_nothing():
     model(torch.randn(4, 3, 9, 9))
     model.eval()
     x = torch.randn(1, 3, 9, 9)
-    folded = contenders.fold_batchnorm(model)
+    folded = fold_batchnorm(model)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     torch.testing.assert_close(folded(x), model(x), rtol=1e-5, atol=1e-5)
 
@@ -295,7 +294,7 @@ def test_bad_sizes(text):
 def test_outputs_of_every_benchmark_network_vary(task):
     """With the official initialization those of segmentation do not: errors would not show."""
     photographs = torch.cat([images.load(name, (64, 96)) for name in images.SAMPLES])
-    plain = network.create(network.Setup("hrnet_w18_small_v1", task), photographs[:1])
+    plain = networks.create("hrnet_w18_small_v1", task, image=photographs[:1])
     with torch.inference_mode():
         outputs = plain(photographs)
     assert variation(outputs) > LEAST_VARIATION
@@ -318,7 +317,7 @@ def test_variation_is_that_within_channels():
     assert variation([varying, constant]) == 0.0  # the least
     assert variation(torch.zeros(1, 1, 2, 2)) == 0.0
     assert variation(torch.ones(1, 10)) is None  # one value per class: nothing to compare with
-    case = report.Case("c", "d", "float32", 1.0, [], variation=0.0)
+    case = Record("c", "d", "float32", 1.0, [], variation=0.0)
     assert any("almost constant" in line for line in report.notes(case))
 
 
@@ -327,25 +326,58 @@ def test_an_optimize_that_fails_does_not_end_the_others(monkeypatch):
         raise ValueError("no engine")
 
     monkeypatch.setattr(contenders, "optimize", broken)
-    call = contenders.Optimized(nn.Conv2d(1, 1, 1), torch.ones(1, 1, 2, 2), torch.float32)
-    (failed,) = compare(Prepared([Contender("optimize", call)], ONES, 1e-6), budget=0.1)
+    make = lambda device: contenders.Problem(nn.Conv2d(1, 1, 1), (torch.ones(1, 1, 2, 2),), torch.float32, lambda m: m)  # noqa: E731
+    case = Case("c", "d", torch.float32, make, (contenders.OPTIMIZED, contenders.EAGER))
+    failed, fine = measure(case, budget=0.1).entries
     assert failed.failure == "ValueError: no engine"
-    (entry,) = report.entries([failed])
-    call.describe(entry)
-    assert entry.engine is None
+    assert failed.engine is None
+    assert fine.agrees and fine.seconds and fine.gflops == 4 / 2**30
+
+
+def test_a_contender_has_its_own_tolerance_and_dtype():
+    off = Contender("int8", lambda: torch.full((3,), 1.1), tolerance=0.15, dtype="int8")
+    exact, rounded = compare([Contender("float32", lambda: torch.ones(3)), off], ONES, 1e-4, budget=0.01)
+    assert exact.agrees and rounded.agrees and rounded.seconds
+    assert (rounded.dtype, rounded.tolerance) == ("int8", 0.15)
+    stricter = Contender("int8", lambda: torch.full((3,), 1.2), tolerance=0.15, dtype="int8")
+    (entry,) = compare([stricter], ONES, 1e-4, budget=0.01)
+    assert "int8 is off by more than 1e-01: not timed" in report.notes(Record("c", "d", "float32", 1e-4, [entry]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_every_form_computes_the_same_and_leaves_the_problem_alone(dtype):
+    def make(device):
+        plain = networks.create("hrnet_w18_small_v1", "segmentation")
+        return contenders.Problem(plain, (images.load(size=(64, 64)),), dtype, networks.same_weights, batch=2)
+
+    problem = make("cpu")
+    before = {key: value.clone() for key, value in problem.plain.state_dict().items()}
+    names = [n for n in contenders.TABLE if "compile" not in n and "int8" not in n]
+    case = Case("c", "d", dtype, lambda device: problem, names)
+    record = measure(case, budget=0.01)
+    assert [entry.name for entry in record.entries] == names
+    assert record.agrees and not any(entry.failure for entry in record.entries)
+    assert all(entry.first_result_seconds > 0 and entry.seconds.median > 0 for entry in record.entries)
+    assert all(value.equal(before[key]) for key, value in problem.plain.state_dict().items())
+    assert problem.reference().shape == (2, 19, 64, 64)
 
 
 def test_notes_say_which_engine_it_was_and_why():
-    entry = report.Entry(contenders.OPTIMIZED, 0.0, True, engine="torch", engine_reason="a reason to be read")
+    entry = Entry(contenders.OPTIMIZED, 0.0, True, engine="torch", engine_reason="a reason to be read")
     assert "hrnet_fast.optimize: engine 'torch', because a reason to be read" in report.notes(
-        report.Case("c", "d", "float32", 1.0, [entry])
+        Record("c", "d", "float32", 1.0, [entry])
     )
 
 
 def test_goals_are_judged_honestly():
-    reached = {(o.goal.over, o.goal.ratio): o.reached for o in goals.outcomes(_stored(faster=1.2).cases)}
+    found = goals.outcomes(_stored(faster=1.2).cases[0])
+    reached = {(o["over"], o["goal"]): o["reached"] for o in found}
     assert reached == {(contenders.CHANNELS_LAST, 1.15): True,
                        (contenders.FOLDED, 1.0): True, (contenders.COMPILED, 1.0): False}  # fmt: skip
+    case = _stored(faster=1.2).cases[0]
+    case.goals = found
+    assert "2 of 3 goals reached" in goals.shown([case])
+    assert "missed" in goals.shown([case])
 
 
 def test_readme_table_is_idempotent(tmp_path):
@@ -378,26 +410,22 @@ def test_an_old_picture_is_out_of_date(tmp_path, capsys):
     assert readme_table.main([], root=tmp_path) == 0
     assert readme_table.main(["--check"], root=tmp_path) == 0
     changed = _measured(overview.NAMES[0])
-    changed.cases[0].entry(contenders.OPTIMIZED).seconds = report.Spread(0.2, 0.2, 0.3)  # a whisker: no table shows it
+    changed.cases[0].entry(contenders.OPTIMIZED).seconds = Spread(0.2, 0.2, 0.3)  # a whisker: no table shows it
     changed.save(file)
     capsys.readouterr()
     assert readme_table.main(["--check"], root=tmp_path) == 1
     assert capsys.readouterr().err.startswith(readme_table.PLOT)
 
 
-def test_names_are_those_of_the_cases():
-    assert tuple(f"engines-{case.name}" for case in engines.CASES) == overview.NAMES
-
-
-def _measured(name: str, other_is_off: bool = False) -> report.Report:
+def _measured(name: str, other_is_off: bool = False) -> Report:
     """A case in which optimize takes half as long as the best other engine, OpenVINO."""
-    made = [Result(contenders.CHANNELS_LAST, 1e-7, 1e-4, [0.6] * 3, 1),
-            Result("OpenVINO", 2e-4 if other_is_off else 1e-7, 1e-4, [0.4] * 3, 1),
-            Result(contenders.COMPILED, 1e-7, 1e-4, [0.5] * 3, 1),
-            Result(contenders.FAST, 1e-7, 1e-4, [0.15] * 3, 1),  # ours, but not what the table is about
-            Result(contenders.OPTIMIZED, 1e-7, 1e-4, [0.2] * 3, 1)]  # fmt: skip
-    case = report.Case(name, f"description of {name}, float32", "float32", 1e-4, report.entries(made), neighbours=0.5)
-    return report.Report([case])
+    made = [result(contenders.CHANNELS_LAST, 1e-7, 1e-4, [0.6] * 3, 1),
+            result("OpenVINO", 2e-4 if other_is_off else 1e-7, 1e-4, [0.4] * 3, 1),
+            result(contenders.COMPILED, 1e-7, 1e-4, [0.5] * 3, 1),
+            result(contenders.FAST, 1e-7, 1e-4, [0.15] * 3, 1),  # ours, but not what the table is about
+            result(contenders.OPTIMIZED, 1e-7, 1e-4, [0.2] * 3, 1)]  # fmt: skip
+    case = Record(name, f"description of {name}, float32", "float32", 1e-4, finish(made), neighbours=0.5)
+    return Report([case])
 
 
 def _row_of(text: str, case: str) -> list[str]:
@@ -420,20 +448,28 @@ def test_first_table_shows_optimize_and_the_best_of_the_others():
 def test_a_loss_is_shown_as_one(tmp_path):
     name = overview.NAMES[0]
     stored = _measured(name)
-    stored.cases[0].entries[-1].speedup_over["OpenVINO"] = report.Spread(0.8, 0.8, 0.8)
+    stored.cases[0].entries[-1].speedup_over["OpenVINO"] = Spread(0.8, 0.8, 0.8)
     assert _row_of(overview.table([{name: stored}]), name)[-1] == "0.80x"
     overview.picture([{name: stored}], tmp_path / "speed.png")
     assert (tmp_path / "speed.png").stat().st_size > 5000
+
+
+def test_forms_of_several_machines_have_a_table_each(tmp_path):
+    for kernel in ("amx", "neon"):
+        _stored(readme_table.ROWS[0]).save(tmp_path / "benchmarks" / "results" / "suite" / kernel / "a.json")
+    text = readme_table.blocks({}, [], tmp_path)["forms"]()
+    assert text.count(f"description of {readme_table.ROWS[0]}") == 2 == text.count("Measured on")
+    assert run.folder("").parent.name == "suite" and run.folder("engines-").parent.name == "engines"
 
 
 def test_table_of_the_forms_has_optimize_where_it_was_measured():
     name = readme_table.ROWS[0]
     stored = _stored(name)
     assert contenders.OPTIMIZED not in readme_table.table({name: stored})
-    made = [Result(contenders.CHANNELS_LAST, 1e-7, 1e-4, [0.6] * 3, 1),
-            Result(contenders.FAST, 1e-7, 1e-4, [0.4] * 3, 1),
-            Result(contenders.OPTIMIZED, 1e-7, 1e-4, [0.2] * 3, 1)]  # fmt: skip
-    stored.cases[0].entries = report.entries(made)
+    made = [result(contenders.CHANNELS_LAST, 1e-7, 1e-4, [0.6] * 3, 1),
+            result(contenders.FAST, 1e-7, 1e-4, [0.4] * 3, 1),
+            result(contenders.OPTIMIZED, 1e-7, 1e-4, [0.2] * 3, 1)]  # fmt: skip
+    stored.cases[0].entries = finish(made)
     assert _row_of(readme_table.table({name: stored}), name) == ["600 ms", "-", "400 ms", "200 ms", "3.00x", "-"]
 
 
@@ -462,11 +498,11 @@ def test_pages_that_include_a_table_are_left_alone(tmp_path):
 
 
 def test_goals_know_that_optimize_is_the_fastest_form():
-    made = [Result(contenders.FAST, 1e-7, 1e-4, [0.4] * 3, 1), Result(contenders.OPTIMIZED, 1e-7, 1e-4, [0.5] * 3, 1)]
-    case = report.Case("model-x", "d", "float32", 1e-4, report.entries(made))
-    (outcome,) = goals.outcomes([case])
-    assert (outcome.goal.ours, outcome.goal.over) == (contenders.OPTIMIZED, contenders.FAST)
-    assert not outcome.reached
+    made = [result(contenders.FAST, 1e-7, 1e-4, [0.4] * 3, 1), result(contenders.OPTIMIZED, 1e-7, 1e-4, [0.5] * 3, 1)]
+    case = Record("model-x", "d", "float32", 1e-4, finish(made))
+    (outcome,) = goals.outcomes(case)
+    assert (outcome["ours"], outcome["over"]) == (contenders.OPTIMIZED, contenders.FAST)
+    assert not outcome["reached"]
 
 
 def test_readme_without_markers_is_an_error(tmp_path):

@@ -7,14 +7,23 @@ from torch import nn
 
 from benchmarks import gpu, readme_table, rival_networks, rival_report, rivals
 from benchmarks.rival_networks import COUNTED_SIZE, NETWORKS, Count, Network, Published
-from hrnet_fast.bench import BadInput, report
+from hrnet_fast.bench import BadInput
+from hrnet_fast.bench.record import Report
 
-SMALL = Network("hrnet_w18_small_v1", "HRNet-W18-small", lambda: rival_networks._hrnet("hrnet_w18_small_v1"), None, "it is not in the table")  # fmt: skip
+SMALL = Network(
+    "hrnet_w18_small_v1",
+    "HRNet-W18-small",
+    lambda: rival_networks._hrnet("hrnet_w18_small_v1"),
+    None,
+    "it is not in the table",
+)
 
 
 def stand_in() -> nn.Module:
     torch.manual_seed(0)
-    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()  # fmt: skip
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1, bias=False), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 1)
+    ).eval()
 
 
 OTHER = Network("stand_in", "Stand-in", stand_in, Published("nothing", 268, (27 * 8 + 32) * 2**21 / 1e9, 12.3))
@@ -32,7 +41,7 @@ def small(monkeypatch):
         return "not installed" if network is ABSENT else None
 
     monkeypatch.setattr(rivals, "why_not", why_not)
-    monkeypatch.setattr(rivals, "memory_alone", lambda name, form, size, dtype: 123 << 20)
+    monkeypatch.setattr(rivals.memory, "alone", lambda function, *arguments: 123 << 20)
 
 
 def test_counts_of_hrnet_are_the_published_ones():
@@ -70,7 +79,7 @@ def test_a_missing_library_is_a_reason(monkeypatch):
 def test_program(small, tmp_path, capsys):
     arguments = ["--networks", "hrnet_w18_small_v1", "stand_in", "unetplusplus", "--size", "64x96", "--budget", "0.01"]
     assert rivals.main([*arguments, "--results", str(tmp_path)]) == 0
-    stored = report.Report.load(tmp_path / "rivals.json")
+    stored = Report.load(tmp_path / "rivals.json")
     hrnet, other, absent = stored.cases
     assert [entry.name for entry in hrnet.entries] == ["eager channels_last", "hrnet_fast", "hrnet_fast.optimize"]
     assert hrnet.entry("hrnet_fast").agrees
@@ -90,25 +99,33 @@ def test_program(small, tmp_path, capsys):
     assert "| 12.3 |" in text
 
 
+def test_the_memory_is_that_of_a_network_in_its_form():
+    assert rivals.alone("hrnet_w18", "hrnet_fast", (64, 64), "float32", 1) > 4 * 9_600_000
+
+
 def test_nothing_measured(tmp_path):
     assert "benchmarks.rivals" in rival_report.markdown({})
     with pytest.raises(ValueError, match="nothing to plot"):
-        rival_report.plot(report.Report([]), tmp_path / "none.png")
+        rival_report.plot(Report([]), tmp_path / "none.png")
 
 
 def test_part_of_the_gpu_benchmark(small, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(gpu, "RIVALS_SIZE", (64, 64))
     monkeypatch.setattr(gpu.torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(rivals, "take_turns", lambda runs, budget, progress: [r.seconds.append(call() is not None) for call, r in runs])  # fmt: skip
+    monkeypatch.setattr(rivals, "take_turns", lambda timers, *more: [e.samples.append(timer()) for timer, e in timers])
     assert gpu.main(["--part", "rivals", "--results", str(tmp_path), "--device", "cpu"]) == 0
-    hrnet = report.Report.load(tmp_path / "rivals.json").cases[0]
+    hrnet = Report.load(tmp_path / "rivals.json").cases[0]
     assert hrnet.dtype == "float16"
     assert hrnet.entry("hrnet_fast").seconds is not None
 
 
 def test_wrong_arguments(capsys):
-    for arguments, said in ((["--size", "500x1024"], "multiples of 32"), (["--size", "x"], "HEIGHTxWIDTH"),
-                            (["--threads", "0"], "at least 1"), (["--networks", "nothing"], "invalid choice")):  # fmt: skip
+    for arguments, said in (
+        (["--size", "500x1024"], "multiples of 32"),
+        (["--size", "x"], "HEIGHTxWIDTH"),
+        (["--threads", "0"], "at least 1"),
+        (["--networks", "nothing"], "invalid choice"),
+    ):
         with pytest.raises(SystemExit) as stop:
             rivals.main(arguments)
         assert stop.value.code == 2

@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 
 from hrnet_fast import create_model
-from hrnet_fast.bench import network
+from hrnet_fast.bench import networks
 from hrnet_fast.cli import main, verify
 from hrnet_fast.models import TASKS
 from hrnet_fast.ops import backends
+from hrnet_fast.tolerances import MODEL
 
 
 @pytest.fixture
@@ -136,9 +137,25 @@ def test_bench_writes_results_and_plot(capsys, tmp_path, small_image, task):
         assert picture.width > 600
 
 
+def test_bench_in_int8_is_a_row_beside_float32(capsys, tmp_path, small_image):
+    """Calibrated with other views of the photograph, within the tolerance of int8."""
+    small = ["--model", "hrnet_w18_small_v1", "--image", small_image, "--size", "64x96", "--budget", "0.1"]
+    assert main(["bench", *small, "--dtype", "int8", "--json", str(tmp_path / "b.json")]) == 0
+    (case,) = json.loads((tmp_path / "b.json").read_text())["cases"]
+    names = ["eager", "eager channels_last", "hrnet_fast", "hrnet_fast.optimize", "hrnet_fast.optimize, int8"]
+    assert [entry["name"] for entry in case["entries"]] == names
+    integers = case["entries"][-1]
+    assert (integers["dtype"], integers["tolerance"]) == ("int8", MODEL[torch.int8])
+    assert integers["seconds"]["median"] > 0
+    if integers["engine_reason"] is None:  # int8 it is, not another dtype that is faster
+        assert 1e-4 < integers["error"] <= MODEL[torch.int8]
+    assert all(entry["error"] <= MODEL[torch.float32] for entry in case["entries"][:-1])
+    assert "float32 and int8" in capsys.readouterr().out
+
+
 def test_bench_has_a_model_and_a_size_for_every_task():
-    assert tuple(network.DEFAULTS) == TASKS
-    for task, (model, size) in network.DEFAULTS.items():
+    assert tuple(networks.DEFAULTS) == TASKS
+    for task, (model, size) in networks.DEFAULTS.items():
         with torch.device("meta"):
             made = create_model(model, task=task)
             made.check_image(torch.empty(1, 3, *(size or (427, 640))))  # the photograph's own size
@@ -165,7 +182,8 @@ def test_no_command(capsys):
         pytest.param(["--model", "zzz"], "there are hrnet_w18", id="nothing like a model"),
         pytest.param(["--size", "31x64"], "too small for HRNet's four streams", id="size too small"),
         pytest.param(["--size", "64"], "expected HEIGHTxWIDTH", id="size unreadable"),
-        pytest.param(["--dtype", "int8"], "argument --dtype: invalid choice: 'int8'", id="dtype"),
+        pytest.param(["--dtype", "int4"], "argument --dtype: invalid choice: 'int4'", id="dtype"),
+        pytest.param(["--dtype", "int8", "--device", "cuda"], "dtype int8: on CPUs only", id="int8 elsewhere"),
         pytest.param(["--task", "poetry"], "argument --task: invalid choice: 'poetry'", id="task"),
         pytest.param(["--backend", "magic"], "argument --backend: invalid choice: 'magic'", id="backend"),
         pytest.param(["--batch", "0"], "batch 0: must be at least 1", id="batch"),

@@ -15,7 +15,7 @@ import torch
 
 import hrnet_fast as hf
 from hrnet_fast import export
-from hrnet_fast.bench import report
+from hrnet_fast.bench.record import Report
 from hrnet_fast.cli import main
 from hrnet_fast.export import check, preferences
 from hrnet_fast.export.record import MULTIPLE, record
@@ -160,7 +160,7 @@ def test_the_preferences_are_what_was_measured():
 
     assert preferences.TABLE
     for row in preferences.TABLE:
-        (case,) = report.Report.load(FOLDER / f"{row.source}.json").cases
+        (case,) = Report.load(FOLDER / f"{row.source}.json").cases
         assert row.runtime in case.name and case.agrees
         if row.streams:
             median = case.entry(CONTENDERS[row.streams]).speedup_over[CONTENDERS[0]].median

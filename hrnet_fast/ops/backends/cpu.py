@@ -1,4 +1,4 @@
-"""The C++ kernel for CPUs (csrc/cpu): AVX2, AVX-512, AVX512-BF16, AMX or portable code, chosen at run time."""
+"""The C++ kernel for CPUs (csrc/cpu): AVX2, AVX-512, AVX512-BF16, AMX, NEON or portable code, chosen at run time."""
 
 import torch
 from torch import Tensor
