@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 import hrnet_fast as hf
+from hrnet_fast.checkpoints.header import MEAN, STD
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as HRNet's official configurations say
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 

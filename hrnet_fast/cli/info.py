@@ -32,8 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     for name, module in backends.TABLE.items():
         reason = module.why_not(None)
         table.add_row(name, "[green]runs[/green]" if reason is None else f"[yellow]cannot run[/yellow]: {reason}")
-    console.print('backends, those for CPUs in the order in which "auto" asks them', table, sep="\n")
-    console.print('what "auto" asks on NVIDIA GPUs', _preferences(), sep="\n")
+    console.print('backends, in the order in which "auto" asks them', table, sep="\n")
+    console.print("exceptions on NVIDIA GPUs", _preferences(), sep="\n")
     forced = os.environ.get("HRNET_FAST_BACKEND")
     if forced:
         console.print(f'HRNET_FAST_BACKEND={forced} stands in for "auto"')
