@@ -2,10 +2,12 @@
 # torch, else .venv with the torch named here; then the package, editable. A second call goes straight to work.
 #
 #   make test     the test suite, one process a core   make test ARGS="-k nearest" JOBS=1
+#                 all of it, as CI runs it             make test EXHAUSTIVE=1    the rest alone: EXHAUSTIVE=only
 #   make sanitize the C++ code under sanitizers        make sanitize FUZZ=1000000    in minutes: make sanitize QUICK=1
 #   make bench    a network on a photograph            make bench ARGS="--dtype bfloat16"
 #   make gpu      tests and timings on a GPU           make gpu PART=op RESULTS=DIR
 #   make engines  other inference engines              make rivals  other networks
+#   make arm      the CPU kernels for ARM, emulated: needs aarch64-linux-gnu-g++ and qemu-aarch64
 #   make lint     what CI checks besides               make format  rewrites what lint complains about
 #   make ray      the example for Ray Data, two workers
 #   make docs     docs/_build/html                     warnings are errors
@@ -13,6 +15,7 @@
 TORCH ?= torch==2.13.0
 BASE_PYTHON ?= python3
 ARGS ?=
+EXHAUSTIVE ?=
 JOBS ?= $(shell $(BASE_PYTHON) -c "import os; print(min(8, os.cpu_count() or 1))")
 
 # Prints the active Python where it can be used: not too old, torch >= 2.11, and open to pip.
@@ -32,10 +35,15 @@ BUILT_FROM := setup.py pyproject.toml $(shell find csrc -type f)
 CXX_FILES = $(shell find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 BIN = $(shell $(PYTHON) -c "import sysconfig; print(sysconfig.get_path('scripts'))")
 
-.PHONY: test sanitize bench engines rivals gpu ray lint format docs wheel clean always
+.PHONY: test arm sanitize bench engines rivals gpu ray lint format docs wheel clean always
 
 test: .make/package
-	$(PYTHON) -m pytest --numprocesses $(JOBS) --dist worksteal $(ARGS)
+	$(PYTHON) -m pytest --numprocesses $(JOBS) --dist worksteal $(if $(EXHAUSTIVE),-m "$(if $(filter only,$(EXHAUSTIVE)),exhaustive)") $(ARGS)
+
+# What is missing is an error here, and not a skip.
+arm: .make/package
+	@command -v aarch64-linux-gnu-g++ > /dev/null && command -v qemu-aarch64 > /dev/null || { echo "make arm needs aarch64-linux-gnu-g++ and qemu-aarch64 (Debian and Ubuntu: apt-get install g++-aarch64-linux-gnu qemu-user)"; exit 1; }
+	HRNET_FAST_ARM_SEEDS=200 $(PYTHON) -m pytest tests/csrc/test_aarch64.py $(ARGS)
 
 # The C++ code under AddressSanitizer and UndefinedBehaviorSanitizer (GCC's): what they find ends the tests.
 # QUICK: fewer kinds of errors, a few random cases for each capability of the machine, as CI runs it.

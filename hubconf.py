@@ -1,7 +1,7 @@
 """The configurations for ``torch.hub``: ``torch.hub.load(FOLDER, "hrnet_w48", source="local", task="segmentation")``.
 
-There is an entry point for each of ``hrnet_fast.list_models()``; it takes the arguments that ``hrnet_fast.create_model``
-takes behind the name.
+There is an entry point for each of ``hrnet_fast.list_models()``; it takes the arguments that
+``hrnet_fast.create_model`` takes behind the name.
 """
 
 import functools

@@ -1,8 +1,8 @@
 """Builds hrnet_fast and its compiled part.
 
 ``hrnet_fast._C`` holds the operators' schemas and the CPU kernels. It uses Python's limited API and LibTorch's stable
-ABI: one build serves every Python >= 3.11 and every torch >= 2.11. ``hrnet_fast._C_cuda`` holds the CUDA kernels, in the
-same way. It is built where torch is a CUDA build and the toolkit is there, whether a GPU is or not.
+ABI: one build serves every Python >= 3.11 and every torch >= 2.11. ``hrnet_fast._C_cuda`` holds the CUDA kernels, in
+the same way. It is built where torch is a CUDA build and the toolkit is there, whether a GPU is or not.
 
 Environment:
     HRNET_FAST_NO_EXT=1   install without the compiled part; everything then runs on the reference backend
@@ -93,7 +93,7 @@ def extensions():
 
 
 def cpu_folders() -> list[Path]:
-    """Where the sources lie that this machine's processor can run: csrc/cpu/x86_64, csrc/cpu/aarch64, or none of them."""
+    """The place of the sources that this processor can run: csrc/cpu/x86_64, csrc/cpu/aarch64, or none of them."""
     machine = platform.machine().lower()
     architecture = {"amd64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
     return [ROOT / "csrc", ROOT / "csrc" / "cpu", ROOT / "csrc" / "cpu" / architecture]

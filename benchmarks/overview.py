@@ -122,7 +122,7 @@ def picture(machines: Sequence[dict[str, Report]], path: Path) -> None:
         axes.set_visible(False)
     figure.suptitle("HRNet on a CPU: hrnet_fast.optimize and the best other engine", fontsize=14, fontweight="bold",
                     x=0.01, ha="left")  # fmt: skip
-    figure.supxlabel(f"latency in ms, batch 1, shorter is better; whiskers: 20th and 80th percentile\n{processor(reports)}",
+    figure.supxlabel(f"latency in ms, batch 1, shorter is better; whiskers: p20 and p80\n{processor(reports)}",
                      fontsize=8.5, color="#555555", x=0.01, ha="left")  # fmt: skip
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=144, metadata={"Description": digest(machines)})

@@ -1,6 +1,7 @@
 """Draws docs/images/idea.png: both orders of a 1x1 convolution and an upsampling, computed, and what each costs.
 
-``python docs/draw_idea.py [FILE]``, in the root of the tree. Needs matplotlib, Pillow and scikit-learn (its photograph).
+``python docs/draw_idea.py [FILE]``, in the root of the tree. Needs matplotlib, Pillow and scikit-learn (its
+photograph).
 """
 
 import sys

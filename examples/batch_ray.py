@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 import hrnet_fast as hf
+from hrnet_fast.checkpoints.header import MEAN, STD
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as HRNet's official configurations say
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 
 
@@ -151,7 +151,12 @@ def segment(arguments: argparse.Namespace) -> list[tuple[str, str]]:
             .map_batches(
                 Segment,
                 fn_constructor_args=(
-                    arguments.model, arguments.num_classes, checkpoint, str(out), str(root), threads,
+                    arguments.model,
+                    arguments.num_classes,
+                    checkpoint,
+                    str(out),
+                    str(root),
+                    threads,
                 ),
                 batch_size=arguments.batch,
                 compute=ray.data.ActorPoolStrategy(size=arguments.workers),
@@ -160,7 +165,7 @@ def segment(arguments: argparse.Namespace) -> list[tuple[str, str]]:
                 num_gpus=min(1.0, gpus / arguments.workers) or None,
             )
             .take_all()
-        )  # fmt: skip
+        )
     finally:
         ray.shutdown()
     done = sum(bool(row["written"]) for row in found)

@@ -32,7 +32,7 @@ class Backbone(nn.Module):
 
 
 def faster_rcnn(name: str = "hrnet_w18", num_classes: int = 81, checkpoint: str | None = None, **kwargs) -> FasterRCNN:
-    """Faster R-CNN with the anchors and the pooling of HRNet-Object-Detection's ``faster_rcnn_hrnetv2p_*`` configurations.
+    """Faster R-CNN with anchors and pooling of HRNet-Object-Detection's ``faster_rcnn_hrnetv2p_*`` configurations.
 
     Args:
         name: one of ``hrnet_fast.list_models()``.
@@ -43,8 +43,9 @@ def faster_rcnn(name: str = "hrnet_w18", num_classes: int = 81, checkpoint: str 
     anchors = AnchorGenerator(sizes=((32,), (64,), (128,), (256,), (512,)), aspect_ratios=((0.5, 1.0, 2.0),) * 5)
     regions = MultiScaleRoIAlign(featmap_names=LEVELS[:4], output_size=7, sampling_ratio=2)
     # FasterRCNN pads images to multiples of 32, which is what the nearest exchange units ask for
-    return FasterRCNN(Backbone(name, checkpoint=checkpoint), num_classes, rpn_anchor_generator=anchors,
-                      box_roi_pool=regions, **kwargs)  # fmt: skip
+    return FasterRCNN(
+        Backbone(name, checkpoint=checkpoint), num_classes, rpn_anchor_generator=anchors, box_roi_pool=regions, **kwargs
+    )
 
 
 def main() -> None:

@@ -1,9 +1,9 @@
 """Train HRNetV2 for semantic segmentation: ``python examples/train_segmentation.py --synthetic --out run``.
 
 On real data: ``--data FOLDER --num-classes 19`` (Cityscapes' layout, Pascal VOC's, or images/ and masks/). On several
-processes: ``torchrun --nproc-per-node 4 examples/train_segmentation.py ...`` (NCCL on GPUs, gloo on CPUs). The recipe is
-HRNet-Semantic-Segmentation's for Cityscapes: SGD with poly decay, cross-entropy or OHEM, scales, crops and flips. A run
-that was killed goes on with ``--resume``, at the same loss.
+processes: ``torchrun --nproc-per-node 4 examples/train_segmentation.py ...`` (NCCL on GPUs, gloo on CPUs). The recipe
+is HRNet-Semantic-Segmentation's for Cityscapes: SGD with poly decay, cross-entropy or OHEM, scales, crops and flips. A
+run that was killed goes on with ``--resume``, at the same loss.
 """
 
 import argparse
@@ -97,8 +97,13 @@ class Run:
     def _model(self, gpu: bool) -> nn.Module:
         args = self.args
         torch.manual_seed(args.seed)  # the same initial weights on every rank
-        model = hf.create_model(args.model, task="segmentation", num_classes=args.num_classes, fast=not args.plain,
-                                checkpoint=args.pretrained)  # fmt: skip
+        model = hf.create_model(
+            args.model,
+            task="segmentation",
+            num_classes=args.num_classes,
+            fast=not args.plain,
+            checkpoint=args.pretrained,
+        )
         if self.ranks > 1 and (args.sync_bn == "on" or (args.sync_bn == "auto" and gpu)):
             if not gpu:
                 raise ValueError("--sync-bn on: torch's SyncBatchNorm runs on GPUs only")
@@ -115,10 +120,16 @@ class Run:
 
     def save(self) -> None:
         if self.rank == 0:
-            state.save(self.args.out / "last.pt", {
-                "configuration": self.configuration, "step": self.step, "model": self.model.state_dict(),
-                "optimizer": self.optimizer.state_dict(), "scaler": self.scaler.state_dict(),
-            })  # fmt: skip
+            state.save(
+                self.args.out / "last.pt",
+                {
+                    "configuration": self.configuration,
+                    "step": self.step,
+                    "model": self.model.state_dict(),
+                    "optimizer": self.optimizer.state_dict(),
+                    "scaler": self.scaler.state_dict(),
+                },
+            )
 
     def train(self, console: Console) -> float:
         """All steps that are left; the mIoU at the end."""
@@ -142,8 +153,13 @@ class Run:
                 evaluated = self.step == args.steps or (args.eval_every and self.step % args.eval_every == 0)
                 miou = self.evaluate() if evaluated else math.nan
                 if log is not None:
-                    log.write(step=self.step - 1, loss=repr(value), learning_rate=repr(rate), seconds=f"{seconds:.4f}",
-                              miou=repr(miou) if evaluated else "")  # fmt: skip
+                    log.write(
+                        step=self.step - 1,
+                        loss=repr(value),
+                        learning_rate=repr(rate),
+                        seconds=f"{seconds:.4f}",
+                        miou=repr(miou) if evaluated else "",
+                    )
                 if self.step % args.save_every == 0 or self.step == args.steps:
                     self.save()
                 progress.update(task, completed=self.step, description=f"loss {value:.4f}")
@@ -186,8 +202,17 @@ class Run:
     def evaluate(self) -> float:
         args = self.args
         with self._autocast():
-            matrix = evaluation.evaluate(self.model, self.val_set, self.device, args.crop, args.num_classes,
-                                         args.scales, args.flip, self.rank, self.ranks)  # fmt: skip
+            matrix = evaluation.evaluate(
+                self.model,
+                self.val_set,
+                self.device,
+                args.crop,
+                args.num_classes,
+                args.scales,
+                args.flip,
+                self.rank,
+                self.ranks,
+            )
         if self.ranks > 1:
             dist.all_reduce(matrix)
         return evaluation.mean_iou(matrix)[0]

@@ -60,8 +60,8 @@ def said(tmp_path_factory):
         (folder / name).write_text("\n".join(line.removeprefix(" " * 8) for line in text.splitlines()))
     lines = [*PROGRAM.splitlines(), *(f"reveal_type(hf.{name})" for name in hf.__all__)]
     (folder / "program.py").write_text("\n".join(lines))
-    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--no-site-packages", "--no-error-summary", "--cache-dir=cache",
-               "--no-color-output", "program.py"]  # fmt: skip
+    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--no-site-packages", "--no-error-summary",
+               "--cache-dir=cache",               "--no-color-output", "program.py"]  # fmt: skip
     done = subprocess.run(command, cwd=folder, env={"MYPYPATH": f"{folder}:{ROOT}"}, capture_output=True, text=True)
     assert done.returncode in (0, 1), done.stderr
     found = {int(line): text for line, text in re.findall(r"^program\.py:(\d+): (.*)$", done.stdout, re.MULTILINE)}

@@ -28,7 +28,8 @@ class EveryDType {
     });
   }
   static void backward(const BackwardProblem& q) {
-    with_types(q.dtype, [&](auto types) { Backward<typename decltype(types)::V, typename decltype(types)::T>::run(q); });
+    with_types(q.dtype,
+               [&](auto types) { Backward<typename decltype(types)::V, typename decltype(types)::T>::run(q); });
   }
   static void norm(const NormProblem& q, bool forward) {
     with_types(q.dtype, [&](auto types) {
@@ -37,8 +38,9 @@ class EveryDType {
     });
   }
   static void argmax(const ArgmaxProblem& q) {
-    with_types(q.dtype,
-               [&](auto types) { InterpolateArgmax<typename decltype(types)::V, typename decltype(types)::T>::run(q); });
+    with_types(q.dtype, [&](auto types) {
+      InterpolateArgmax<typename decltype(types)::V, typename decltype(types)::T>::run(q);
+    });
   }
   static constexpr Kernels kernels() {
     Kernels k;

@@ -20,6 +20,7 @@ namespace avx512_bf16 { extern const Kernels kernels; }
 namespace avx512_vnni { extern const Kernels kernels; }
 namespace avx512 { extern const Kernels kernels; }
 namespace avx_vnni { extern const Kernels kernels; }
+namespace avx2_bytes { extern const Kernels kernels; }
 namespace avx2 { extern const Kernels kernels; }
 #elif defined(__aarch64__)
 namespace neon_matrix { extern const Kernels kernels; }
@@ -88,18 +89,18 @@ bool always() { return true; }
 const std::vector<InstructionSet>& instruction_sets() {
   static const std::vector<InstructionSet> sets = {
 #if defined(__x86_64__)
-    {"amx", has_amx, {&amx::kernels, &avx512_bf16::kernels, &avx512::kernels}},
-    {"avx512_bf16", has_avx512_bf16, {&avx512_bf16::kernels, &avx512_vnni::kernels, &avx512::kernels}},
-    {"avx512_vnni", has_avx512_vnni, {&avx512_vnni::kernels, &avx512::kernels}},
-    {"avx512", has_avx512, {&avx512::kernels, &avx2::kernels}},
-    {"avx_vnni", has_avx_vnni, {&avx_vnni::kernels, &avx2::kernels}},
-    {"avx2", has_avx2, {&avx2::kernels}},
+      {"amx", has_amx, {&amx::kernels, &avx512_bf16::kernels, &avx512::kernels}},
+      {"avx512_bf16", has_avx512_bf16, {&avx512_bf16::kernels, &avx512_vnni::kernels, &avx512::kernels}},
+      {"avx512_vnni", has_avx512_vnni, {&avx512_vnni::kernels, &avx512::kernels}},
+      {"avx512", has_avx512, {&avx512::kernels, &avx2_bytes::kernels}},
+      {"avx_vnni", has_avx_vnni, {&avx_vnni::kernels, &avx2::kernels}},
+      {"avx2", has_avx2, {&avx2::kernels, &avx2_bytes::kernels}},
 #elif defined(__aarch64__)
-    {"neon_matrix", has_neon_matrix, {&neon_matrix::kernels, &neon::kernels}},
-    {"neon_dotprod", has_neon_dotprod, {&neon_dotprod::kernels, &neon::kernels}},
-    {"neon", always, {&neon::kernels}},
+      {"neon_matrix", has_neon_matrix, {&neon_matrix::kernels, &neon::kernels}},
+      {"neon_dotprod", has_neon_dotprod, {&neon_dotprod::kernels, &neon::kernels}},
+      {"neon", always, {&neon::kernels}},
 #endif
-    {"portable", always, {&portable::kernels}},
+      {"portable", always, {&portable::kernels}},
   };
   return sets;
 }

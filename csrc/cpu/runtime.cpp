@@ -67,19 +67,19 @@ Function kernel(Function Kernels::* function) {
 
 }  // namespace
 
-void run_exchange(const Problem& problem) { kernel(&Kernels::exchange)(problem); }
-void run_backward(const BackwardProblem& problem) { kernel(&Kernels::backward)(problem); }
-void run_norm(const NormProblem& problem, bool forward) { kernel(&Kernels::norm)(problem, forward); }
-void run_argmax(const ArgmaxProblem& problem) { kernel(&Kernels::argmax)(problem); }
+void run_exchange(const Problem& problem) { kernel (&Kernels::exchange)(problem); }
+void run_backward(const BackwardProblem& problem) { kernel (&Kernels::backward)(problem); }
+void run_norm(const NormProblem& problem, bool forward) { kernel (&Kernels::norm)(problem, forward); }
+void run_argmax(const ArgmaxProblem& problem) { kernel (&Kernels::argmax)(problem); }
 
 const char* why_not_convolve() {
   if (kernel(&Kernels::convolve) != nullptr) return nullptr;
-  return "planned convolutions need AVX2 with FMA and F16C, AVX-512 (F, BW, DQ, VL), or NEON";
+  return "planned convolutions need AVX2 with FMA and F16C, AVX-512 (F, BW, DQ, VL) or NEON";
 }
 
 void run_convolve(const Convolution* convolutions, int count) {
   if (why_not_convolve() != nullptr) throw std::runtime_error(why_not_convolve());
-  kernel(&Kernels::convolve)(convolutions, count);
+  kernel (&Kernels::convolve)(convolutions, count);
 }
 
 const ConvolutionCosts& convolution_costs() {

@@ -2,7 +2,8 @@
 // instruction set.
 //
 // Dots has vectors of L sums: dot(sums, a, w) adds the products of four bytes, unsigned in a, the same in all lanes,
-// and signed in w; with kOffset it adds 128 of each byte of a too much, which is taken away at the end. The sums are the same on every instruction set; those of bfloat16 are added up in the order of AMX.
+// and signed in w; with kOffset it adds 128 of each byte of a too much, which is taken away at the end. The sums are
+// the same on every instruction set; those of bfloat16 are added up in the order of AMX.
 
 static inline int32_t four_bytes(const char* p) {
   int32_t bytes;

@@ -1,4 +1,4 @@
-"""Where the CUDA toolkit is, and what the kernels are compiled for. For setup.py and the tests, which run it by path."""
+"""The place of the CUDA toolkit, and the targets of the kernels. For setup.py and the tests, which run it by path."""
 
 import os
 import re

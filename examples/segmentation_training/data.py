@@ -31,8 +31,10 @@ class Folder:
         self.root, self.num_classes = Path(root), num_classes
         self.pairs = self._find(split)
         if not self.pairs:
-            raise ValueError(f"{root}: no images of the split {split!r}: expected leftImg8bit/{split}/*/*, "
-                             f"ImageSets/Segmentation/{split}.txt or images/{split}/*")  # fmt: skip
+            raise ValueError(
+                f"{root}: no images of the split {split!r}: expected leftImg8bit/{split}/*/*, "
+                f"ImageSets/Segmentation/{split}.txt or images/{split}/*"
+            )
         missing = [str(mask) for _, mask in self.pairs if not mask.is_file()]
         if missing:
             raise ValueError(f"{root}: {len(missing)} of {len(self.pairs)} masks are missing, the first: {missing[0]}")

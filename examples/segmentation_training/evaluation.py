@@ -16,7 +16,7 @@ def confusion(prediction: Tensor, target: Tensor, classes: int) -> Tensor:
 
 
 def mean_iou(matrix: Tensor) -> tuple[float, list[float]]:
-    """mIoU over the classes that occur in labels or predictions, and every class's IoU (NaN where it does not occur)."""
+    """mIoU over the classes that occur in labels or predictions, and the IoU of each (NaN if it does not occur)."""
     hits = matrix.diagonal().double()
     iou = hits / (matrix.sum(0) + matrix.sum(1) - matrix.diagonal())
     return float(iou.nanmean()), iou.tolist()

@@ -14,7 +14,7 @@ def cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def ohem(logits: Tensor, target: Tensor, threshold: float = 0.9, least: int = 131072) -> Tensor:
-    """Cross-entropy over hard pixels: those whose class got a probability below ``threshold``, at least ``least`` of them.
+    """Cross-entropy over hard pixels: the class has a probability below ``threshold``, at least ``least`` of them.
 
     logits [N, C, H, W], target [N, H, W]; the official ``OhemCrossEntropy`` (lib/core/criterion.py).
     """

@@ -1,4 +1,4 @@
-"""Asks an HRNet on NVIDIA Triton Inference Server for the classes of a picture's pixels; see README.md beside this file."""
+"""Asks an HRNet on NVIDIA Triton Inference Server for the classes of a picture; see README.md beside this file."""
 
 import argparse
 import json

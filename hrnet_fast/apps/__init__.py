@@ -1,1 +1,1 @@
-"""What people do with a network: segment pictures, find poses; what these share is in pictures, networks and pipeline."""
+"""Uses of a network: segmentation of pictures and poses; what they share is in pictures, networks and pipeline."""

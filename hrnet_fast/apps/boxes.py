@@ -37,8 +37,8 @@ class BoxFile:
     """The boxes of a JSON file, picture by picture.
 
     - COCO's annotations: ``{"images": [{"id", "file_name"}], "annotations": [{"image_id", "bbox"}]}``;
-    - COCO's detections: ``[{"image_id", "bbox", "score"}]``, where a picture is named by the number in its file's name, or
-      with ``"file_name"`` in place of ``"image_id"``, or with neither: boxes of every picture;
+    - COCO's detections: ``[{"image_id", "bbox", "score"}]``, where a picture is named by the number in its file's name,
+      or with ``"file_name"`` in place of ``"image_id"``, or with neither: boxes of every picture;
     - ``{"file name": [[x, y, width, height], ...]}``, or ``[[x, y, width, height], ...]`` for every picture.
 
     Only people count (``category_id`` 1, or none), and no crowds (``iscrowd``).

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from hrnet_fast.runtime import OptimizedModel, optimize
 
-# Preparing a shape takes as long as some dozen passes gain by it. By this many passes about as much has been lost as the
-# preparation costs, so that whatever comes, at most twice as much is lost as by somebody who knew what would come.
+# Preparing a shape takes as long as some dozen passes gain by it. By this many passes about as much has been lost as
+# the preparation costs, so that whatever comes, at most twice as much is lost as by somebody who knew what would come.
 OFTEN = 8
 MAX_SHAPES = 64  # that are kept prepared: they share weights and memory, and a program by itself is small
 

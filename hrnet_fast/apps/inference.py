@@ -1,7 +1,7 @@
-"""Class probabilities of an image: whole or in sliding windows, at one scale or several, with or without its mirror image.
+"""Class probabilities of an image: whole or in sliding windows, at one scale or several, with its mirror image or not.
 
-Evaluation as in HRNet-Semantic-Segmentation (``multi_scale_inference`` in ``lib/datasets/cityscapes.py``), with the mean of
-probabilities over scales, flips and overlaps.
+Evaluation as in HRNet-Semantic-Segmentation (``multi_scale_inference`` in ``lib/datasets/cityscapes.py``), with the
+mean of probabilities over scales, flips and overlaps.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ def one_window(size: Sequence[int], window: tuple[int, int] | None) -> bool:
 
 
 def _windows(model, image: Tensor, window: tuple[int, int]) -> Tensor:
-    """Windows of at most ``window`` that overlap by a third, the mean where they do; one window where the image fits."""
+    """Windows of at most ``window`` that overlap by a third, the mean where they do; one if the image fits."""
     height, width = image.shape[2:]
     if one_window((height, width), window):
         return model(image).float().softmax(1)

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from hrnet_fast.apps.by_shape import ByShape
-from hrnet_fast.apps.pictures.reading import DEVIATION, MEAN, normalize
-from hrnet_fast.checkpoints.header import read_header
+from hrnet_fast.apps.pictures.reading import normalize
+from hrnet_fast.checkpoints.header import MEAN, STD, read_header
 from hrnet_fast.models import create_model, randomize
 from hrnet_fast.runtime import optimize
 from hrnet_fast.runtime.cpu.planned import why_not
@@ -25,7 +25,7 @@ class Network(NamedTuple):
     device: torch.device
     random: bool  # its weights are random
     mean: tuple[float, ...] = MEAN  # of the training images' channels, whose pixels are from 0 to 1
-    std: tuple[float, ...] = DEVIATION
+    std: tuple[float, ...] = STD
 
     def normalized(self, pixels: Tensor) -> Tensor:
         """Pixels [3, H, W], from 0 to 255, in float32 as the network was trained on them."""

@@ -75,7 +75,7 @@ def run(
 
 
 def _give_way() -> None:
-    """A lower priority for the calling thread. Where one of torch's threads has to wait for a core, all others wait too."""
+    """A lower priority for the calling thread: if one of torch's threads waits for a core, all others wait too."""
     if sys.platform != "linux":  # elsewhere priorities are those of processes
         return
     try:

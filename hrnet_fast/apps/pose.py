@@ -1,7 +1,8 @@
 """Key points of people in a picture, from boxes around them: crops, heat maps, coordinates.
 
-The steps are those of the official code (deep-high-resolution-net.pytorch): ``lib/dataset/coco.py`` makes a crop of a box,
-``lib/core/function.py`` averages with the mirror image, ``lib/core/inference.py`` reads coordinates off the heat maps.
+The steps are those of the official code (deep-high-resolution-net.pytorch): ``lib/dataset/coco.py`` makes a crop of a
+box, ``lib/core/function.py`` averages with the mirror image, ``lib/core/inference.py`` reads coordinates off the heat
+maps.
 """
 
 from collections.abc import Sequence
@@ -71,7 +72,7 @@ def _span(positions: Tensor, length: int) -> tuple[int, int]:
 
 
 def locate(heat_maps: Tensor) -> tuple[Tensor, Tensor]:
-    """Coordinates and values of the maxima (``get_final_preds``): [K, P, 2] as x, y in the heat maps' pixels, and [K, P].
+    """Coordinates and values of the maxima (``get_final_preds``): [K, P, 2], x and y in heat map pixels, and [K, P].
 
     A maximum moves a quarter of a pixel towards the larger of its neighbours, each way, unless it lies at the border.
     Where no value is above 0, the coordinates are 0, 0.

@@ -8,13 +8,12 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.checkpoints import reading, training_settings
-from hrnet_fast.checkpoints.header import Header, from_metadata, to_metadata
+from hrnet_fast.checkpoints.header import MEAN, STD, Header, from_metadata, to_metadata
 from hrnet_fast.checkpoints.key_maps import describe, family, task_of, to_official
 from hrnet_fast.checkpoints.load import compare
 from hrnet_fast.files import whole_file
 from hrnet_fast.models import configs, create_model
 
-IMAGENET = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # mean and deviation in all official configurations
 ABN_EPS = 1e-5  # InPlaceABN computes with abs(weight) + eps
 SHAPES, FILE, GIVEN, USUAL, HEADER = ("the weights' shapes", "the file's configuration", "as asked for",
                                       "assumed: as in the family's own code", "the file's header")  # fmt: skip
@@ -121,7 +120,7 @@ def _header(
 
     settings, notes = training_settings.read(weights.meta, source, in_chans)
     usual = training_settings.usual(shapes["task"], source)
-    usual |= dict(zip(("mean", "std"), IMAGENET if in_chans == 3 else ((0.0,) * in_chans, (1.0,) * in_chans)))
+    usual |= dict(zip(("mean", "std"), (MEAN, STD) if in_chans == 3 else ((0.0,) * in_chans, (1.0,) * in_chans)))
     usual["class_names"] = ()
     given = {k: asked[k] for k in usual if asked.get(k) is not None}
     values = {}

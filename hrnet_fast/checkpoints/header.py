@@ -9,6 +9,7 @@ from hrnet_fast.checkpoints import reading
 
 VERSION = 1  # of the header, under the key that tells ours from others
 _MARK = "hrnet_fast"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as HRNet's official configurations say
 
 
 class Header(NamedTuple):

@@ -45,9 +45,11 @@ def load_checkpoint(model: nn.Module, path: str | PathLike, strict: bool = True)
     own = model.state_dict()
     without_memory = [k for k, v in own.items() if v.is_meta]
     if without_memory:  # copies into them succeed and do nothing
-        raise ValueError(f"model: on the meta device, where weights have no memory to be loaded into "
-                         f"({reading.listed(without_memory)}); call model.to_empty(device='cpu') first, or create the "
-                         "model on another device")  # fmt: skip
+        raise ValueError(
+            f"model: on the meta device, where weights have no memory to be loaded into "
+            f"({reading.listed(without_memory)}); call model.to_empty(device='cpu') first, or create the "
+            "model on another device"
+        )
     content, metadata = reading.read(path)
     state = to_official(reading.weights(content, path, own).state, own)
     missing, unexpected, mismatched = compare(state, own)
@@ -61,10 +63,12 @@ def load_checkpoint(model: nn.Module, path: str | PathLike, strict: bool = True)
         raise ValueError(f"path: {str(path)!r} does not fit the model{hint}; {'; '.join(parts)}")
     if strict and otherwise:
         asked = ", ".join(f"{name}={getattr(trained, name)!r}" for name in ("upsample", "align_corners"))
-        raise ValueError(f"path: {str(path)!r} was trained with another interpolation than the model has "
-                         f"({', '.join(otherwise)}), which gives wrong results without any other sign; create the model "
-                         f"with {asked}, or by create_model(..., checkpoint=...) without those arguments; if the header "
-                         "is wrong, convert the checkpoint again with --align-corners or --upsample")  # fmt: skip
+        raise ValueError(
+            f"path: {str(path)!r} was trained with another interpolation than the model has "
+            f"({', '.join(otherwise)}), which gives wrong results without any other sign; create the model "
+            f"with {asked}, or by create_model(..., checkpoint=...) without those arguments; if the header "
+            "is wrong, convert the checkpoint again with --align-corners or --upsample"
+        )
     fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
     model.load_state_dict(fitting, strict=False)
     return report

@@ -117,19 +117,25 @@ def _check_records(path: Path) -> None:
                     return  # TorchScript, which is refused before any record is read
                 total = sum(record.file_size for record in records)
                 if total > size or any(record.compress_type != zipfile.ZIP_STORED for record in records):
-                    raise ValueError(f"its records would become {total:,} bytes, it has {size:,}; torch.save compresses nothing")  # fmt: skip
+                    raise ValueError(
+                        f"its records would become {total:,} bytes, it has {size:,}; torch.save compresses nothing"
+                    )
                 if len({record.filename for record in records}) < len(records):
                     raise ValueError("two records have one name")
                 if records and not any(record.CRC for record in records):
-                    raise ValueError("without checksums, as torch.serialization.set_crc32_options(False) saves it, damage would go unseen")  # fmt: skip
+                    raise ValueError(
+                        "without checksums, as torch.serialization.set_crc32_options(False) saves it, "
+                        "damage would go unseen"
+                    )
                 damaged = archive.testzip()
                 if damaged is not None:
                     raise ValueError(f"{damaged} has another checksum than was written")
     except OSError as error:
         raise ValueError(f"path: {str(path)!r} cannot be read ({error.strerror or error})") from error
     except Exception as error:  # zipfile raises anything at all, as torch does
-        raise ValueError(f"path: {str(path)!r} is truncated, damaged or not a file of torch.save "
-                         f"({_first_sentence(error)})") from error  # fmt: skip
+        raise ValueError(
+            f"path: {str(path)!r} is truncated, damaged or not a file of torch.save ({_first_sentence(error)})"
+        ) from error
 
 
 def _first_sentence(error: Exception) -> str:
@@ -148,15 +154,21 @@ def _read_torch(path: Path) -> object:
         name = re.search(r"GLOBAL ([\w.]+)", str(error))
         why = re.search(r"(?:\n\n|error: )(\S[^\n]*)", str(error))
         reason = f"it holds a {name[1]}" if name else why[1] if why else "of an unknown kind"
-        raise ValueError(f"path: {str(path)!r} is not a file of plain weights; loading it could run code, which is "
-                         f"refused ({reason}); save the state_dict alone where it was made") from error  # fmt: skip
+        raise ValueError(
+            f"path: {str(path)!r} is not a file of plain weights; loading it could run code, which is "
+            f"refused ({reason}); save the state_dict alone where it was made"
+        ) from error
     except OSError as error:
         raise ValueError(f"path: {str(path)!r} cannot be read ({error.strerror or error})") from error
     except Exception as error:  # a damaged stream of opcodes can make the reader raise anything at all
         if "TorchScript" in str(error):
-            raise ValueError(f"path: {str(path)!r} is a TorchScript archive, whose code is not run here; save the "
-                             "state_dict of the module") from error  # fmt: skip
-        raise ValueError(f"path: {str(path)!r} is truncated or not a file of torch.save ({_first_sentence(error)})") from error  # fmt: skip
+            raise ValueError(
+                f"path: {str(path)!r} is a TorchScript archive, whose code is not run here; save the "
+                "state_dict of the module"
+            ) from error
+        raise ValueError(
+            f"path: {str(path)!r} is truncated or not a file of torch.save ({_first_sentence(error)})"
+        ) from error
 
 
 def weights(content: object, path: str | PathLike, own: Mapping[str, Tensor], average: bool = False) -> Weights:
@@ -234,7 +246,7 @@ def _unprefixed(state: dict[str, Tensor], own: Mapping[str, Tensor]) -> dict[str
 
 
 def _is_beside(key: str) -> bool:
-    """Kept in a state dict, but no weight of the network: losses of the official FullModel, averages and their counts."""
+    """Kept in a state dict, but no weight of the network: losses of the official FullModel, averages, counts."""
     return key.startswith(("loss.", "criterion.", "ema_")) or key in ("n_averaged", "steps")
 
 

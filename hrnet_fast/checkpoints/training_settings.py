@@ -34,8 +34,10 @@ def read(meta: Mapping, source: str, channels: int) -> tuple[dict[str, object], 
     if source == "OpenMMLab mmseg" and aligned == {"False"}:
         settings["align_corners"] = False
     elif source == "OpenMMLab mmseg" and "True" in aligned:
-        notes.append("its configuration says align_corners=True somewhere, while mmseg's HRNet has False inside: such a "
-                     "network cannot be built here, and the results will differ")  # fmt: skip
+        notes.append(
+            "its configuration says align_corners=True somewhere, while mmseg's HRNet has False inside: such a "
+            "network cannot be built here, and the results will differ"
+        )
     if re.search(r"\b(bgr_)?to_rgb\s*=\s*False", text):
         notes.append("its configuration leaves images in the order blue, green, red: give the network such images")
     for field in ("mean", "std"):

@@ -19,30 +19,60 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("file", metavar="FILE", help="the checkpoint: a file of torch.save or of safetensors; no code of it is run")
     add("--out", required=True, metavar="X.safetensors", help="the file to write")
     add("--model", default=None, metavar="NAME", help="refuse the file unless it holds this network")
-    add("--task", default=None, metavar="TASK", help="refuse the file unless it is for this task; features: leave out "
-        "the head")  # fmt: skip
+    add(
+        "--task",
+        default=None,
+        metavar="TASK",
+        help="refuse the file unless it is for this task; features: leave out the head",
+    )
     add("--num-classes", type=int, default=None, metavar="N", help="refuse the file unless it has so many classes")
-    add("--align-corners", choices=["true", "false"], default=None, help="of the training (default: what the file's "
-        "configuration says, or the family's own code does)")  # fmt: skip
+    add(
+        "--align-corners",
+        choices=["true", "false"],
+        default=None,
+        help="of the training (default: what the file's configuration says, or the family's own code does)",
+    )
     add("--upsample", choices=MODES, default=None, help="of the exchange units (default: likewise)")
     for name in ("mean", "std"):
-        add(f"--{name}", nargs="+", type=float, default=None, metavar="X",
-            help=f"{name} of each channel of images from 0 to 1 (default: likewise, or ImageNet's)")  # fmt: skip
+        add(
+            f"--{name}",
+            nargs="+",
+            type=float,
+            default=None,
+            metavar="X",
+            help=f"{name} of each channel of images from 0 to 1 (default: likewise, or ImageNet's)",
+        )
     add("--average", action="store_true", help="take the exponential average (EMA) that lies beside the weights")
-    add("--inplace-abn", action="store_true", help="the norms were InPlaceABN's, which use the absolute value of their "
-        "weights")  # fmt: skip
+    add(
+        "--inplace-abn",
+        action="store_true",
+        help="the norms were InPlaceABN's, which use the absolute value of their weights",
+    )
     add("--drop-unexpected", action="store_true", help="leave out weights that the network has no place for")
     add("--force", action="store_true", help="replace X.safetensors where it is there already")
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Converts and prints what was recognised, where each value of the header is from, and what was left out."""
-    asked = {k: getattr(arguments, k) for k in ("model", "task", "num_classes", "upsample", "mean", "std", "average", "inplace_abn",
-                                                "drop_unexpected")}  # fmt: skip
+    asked = {
+        k: getattr(arguments, k)
+        for k in (
+            "model",
+            "task",
+            "num_classes",
+            "upsample",
+            "mean",
+            "std",
+            "average",
+            "inplace_abn",
+            "drop_unexpected",
+        )
+    }
     aligned = None if arguments.align_corners is None else arguments.align_corners == "true"
     try:
-        done = convert_checkpoint(arguments.file, arguments.out, align_corners=aligned, overwrite=arguments.force,
-                                  **asked)  # fmt: skip
+        done = convert_checkpoint(
+            arguments.file, arguments.out, align_corners=aligned, overwrite=arguments.force, **asked
+        )
     except FileExistsError as error:
         raise BadInput(f"{error}; --force replaces it") from None
     except OSError as error:

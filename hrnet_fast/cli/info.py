@@ -10,7 +10,6 @@ from hrnet_fast.bench import machine, report
 from hrnet_fast.ops import backends, library
 
 CAPABILITY_VARIABLE = "HRNET_FAST_CPU_CAPABILITY"
-CAPABILITIES = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -33,15 +32,14 @@ def run(arguments: argparse.Namespace) -> int:
     for name, module in backends.TABLE.items():
         reason = module.why_not(None)
         table.add_row(name, "[green]runs[/green]" if reason is None else f"[yellow]cannot run[/yellow]: {reason}")
-    console.print('backends, those for CPUs in the order in which "auto" asks them', table, sep="\n")
-    console.print('what "auto" asks on NVIDIA GPUs', _preferences(), sep="\n")
+    console.print('backends, in the order in which "auto" asks them', table, sep="\n")
+    console.print("exceptions on NVIDIA GPUs", _preferences(), sep="\n")
     forced = os.environ.get("HRNET_FAST_BACKEND")
     if forced:
         console.print(f'HRNET_FAST_BACKEND={forced} stands in for "auto"')
     if facts["cpu"]["kernel"]:
-        console.print(
-            f"{CAPABILITY_VARIABLE}={'|'.join(CAPABILITIES)} makes the CPU kernel use another instruction set"
-        )
+        known = "|".join(torch.ops.hrnet_fast.cpu_capabilities().split())
+        console.print(f"{CAPABILITY_VARIABLE}={known} makes the CPU kernels use another instruction set")
     return 0
 
 

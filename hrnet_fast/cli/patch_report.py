@@ -1,4 +1,4 @@
-"""Show what the drop-in makes of one of timm's HRNets: every module that was looked at, and the difference of outputs."""
+"""Show what the drop-in makes of one of timm's HRNets: every module, and the difference of outputs."""
 
 import argparse
 
@@ -35,8 +35,10 @@ def run(arguments: argparse.Namespace) -> int:
     shown.print(_table(arguments.timm, done, arguments.all))
     shown.print(done.summary)
     limit = MODEL[image.dtype]
-    shown.print(f"largest relative difference of the outputs on a photograph of {arguments.size}: {error:.1e} "
-                f"(allowed: {limit:.0e}; random weights)")  # fmt: skip
+    shown.print(
+        f"largest relative difference of the outputs on a photograph of {arguments.size}: {error:.1e} "
+        f"(allowed: {limit:.0e}; random weights)"
+    )
     return 0 if done.patched and error <= limit else 1
 
 

@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, model: str, out: str) -> N
 def prepare(
     arguments: argparse.Namespace, task: str, num_classes: int | None, align_corners: bool | None
 ) -> tuple[list[files.Found], networks.Network]:
-    """The pictures that were named, and the network; BadInput if there are none, it cannot be made, or Pillow is missing."""
+    """The pictures and the network; BadInput if there are none, it cannot be made, or Pillow is missing."""
     check_least(arguments, "threads")
     check_checkpoint(arguments.checkpoint)
     device = find_device(arguments.device)
@@ -55,8 +55,15 @@ def prepare(
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     try:
-        network = networks.build(name, task, checkpoint=arguments.checkpoint, num_classes=num_classes,
-                                 align_corners=align_corners, dtype=DTYPES[arguments.dtype], device=device)  # fmt: skip
+        network = networks.build(
+            name,
+            task,
+            checkpoint=arguments.checkpoint,
+            num_classes=num_classes,
+            align_corners=align_corners,
+            dtype=DTYPES[arguments.dtype],
+            device=device,
+        )
     except (ValueError, ImportError, OSError) as error:
         raise BadInput(f"checkpoint {arguments.checkpoint}: {str(error).removeprefix('path: ')}") from None
     return found, network
@@ -67,8 +74,11 @@ def announce(network: networks.Network, description: str) -> None:
     shown = report.console()
     shown.print(description, markup=False, soft_wrap=True)
     if network.random:
-        shown.print("no --checkpoint: the weights are random, and so are the results; they mean nothing", style="yellow",
-                    soft_wrap=True)  # fmt: skip
+        shown.print(
+            "no --checkpoint: the weights are random, and so are the results; they mean nothing",
+            style="yellow",
+            soft_wrap=True,
+        )
 
 
 def run(
@@ -111,8 +121,11 @@ def run(
                 break
     wall = time.perf_counter() - began
     skipped = f", {len(found) - done} skipped" if done < len(found) else ""
-    report.console().print(f"{done} of {len(found)} pictures{skipped}: {wall:.2f} s, of which {seconds:.2f} s computing; "
-                           f"{results}", markup=False, soft_wrap=True)  # fmt: skip
+    report.console().print(
+        f"{done} of {len(found)} pictures{skipped}: {wall:.2f} s, of which {seconds:.2f} s computing; {results}",
+        markup=False,
+        soft_wrap=True,
+    )
     return 0 if done == len(found) else 1
 
 

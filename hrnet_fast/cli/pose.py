@@ -22,9 +22,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of ``pose``."""
     pictures.add_arguments(parser, model="hrnet_w32", out="poses")
     add = parser.add_argument
-    add("--boxes", nargs="+", default=None, metavar="BOX",
-        help="X,Y,WIDTH,HEIGHT in pixels (--boxes=-5,... where X is negative), or one .json file with COCO's annotations "
-             "or detections, or {file name: [[x, y, width, height], ...]} (default: the whole picture is one box)")  # fmt: skip
+    add(
+        "--boxes",
+        nargs="+",
+        default=None,
+        metavar="BOX",
+        help="X,Y,WIDTH,HEIGHT in pixels (--boxes=-5,... where X is negative), or one .json file with COCO's "
+        "annotations or detections, or {file name: [[x, y, width, height], ...]} "
+        "(default: the whole picture is one box)",
+    )
     add("--size", default=next(iter(_SIZES)), choices=_SIZES, help="HxW of the network's input (default: 256x192)")
     add("--flip", action=argparse.BooleanOptionalAction, default=True, help="mean with the mirror image (default: yes)")
     add("--batch", type=int, default=16, metavar="N", help="boxes at a time (default: 16)")
@@ -51,8 +57,10 @@ def run(arguments: argparse.Namespace) -> int:
             raise BadPicture(f"{given.path} has no box of it")
         outside = [box for box in people if not _touches(box, photograph)]
         if outside:
-            raise BadPicture(f"the box {','.join(f'{n:g}' for n in outside[0][:4])} does not touch its "
-                             f"{photograph.width}x{photograph.height} pixels")  # fmt: skip
+            raise BadPicture(
+                f"the box {','.join(f'{n:g}' for n in outside[0][:4])} does not touch its "
+                f"{photograph.width}x{photograph.height} pixels"
+            )
         return photograph, reading.to_tensor(photograph), people
 
     def compute(item: files.Found, loaded):
@@ -62,19 +70,26 @@ def run(arguments: argparse.Namespace) -> int:
     def save(item: files.Found, result) -> None:
         photograph, people, points = result
         picture = {
-            "file_name": item.path.name, "width": photograph.width, "height": photograph.height,
-            "model": arguments.model, "weights": weights or "random: the key points mean nothing",
+            "file_name": item.path.name,
+            "width": photograph.width,
+            "height": photograph.height,
+            "model": arguments.model,
+            "weights": weights or "random: the key points mean nothing",
             "keypoint_names": KEY_POINTS,
             "people": [_person(box, each) for box, each in zip(people, points, strict=True)],
-        }  # fmt: skip
+        }
         drawn = draw(photograph, points, people, arguments.threshold)
-        contents = {out / f"{item.name}_pose.png": png(drawn),
-                    out / f"{item.name}_pose.json": json.dumps(picture, indent=1, allow_nan=False).encode()}  # fmt: skip
+        contents = {
+            out / f"{item.name}_pose.png": png(drawn),
+            out / f"{item.name}_pose.json": json.dumps(picture, indent=1, allow_nan=False).encode(),
+        }
         save_files(contents, arguments.force)
 
     flipped = ", flipped too" if arguments.flip else ""
-    pictures.announce(network, f"{arguments.model}, pose: crops of {arguments.size}{flipped}, {arguments.dtype} on "
-                               f"{network.device.type}")  # fmt: skip
+    pictures.announce(
+        network,
+        f"{arguments.model}, pose: crops of {arguments.size}{flipped}, {arguments.dtype} on {network.device.type}",
+    )
     code = pictures.run(found, load, compute, save, f"{out / '*_pose.png'}, {out / '*_pose.json'}")
     return pictures.left_out(given.left_out if isinstance(given, boxes.BoxFile) else []) or code
 

@@ -22,10 +22,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     pictures.add_arguments(parser, model="hrnet_w48", out="segmented")
     add = parser.add_argument
     add("--task", default=TASKS[0], choices=TASKS, help=f"default: {TASKS[0]}")
-    add("--classes", type=int, default=None, metavar="N",
-        help="the checkpoint's (default: what a converted one says, else 19, Cityscapes')")  # fmt: skip
-    add("--align-corners", action=argparse.BooleanOptionalAction, default=None,
-        help="as the network was trained (default: what a converted checkpoint says, else as the official code)")  # fmt: skip
+    add(
+        "--classes",
+        type=int,
+        default=None,
+        metavar="N",
+        help="the checkpoint's (default: what a converted one says, else 19, Cityscapes')",
+    )
+    add(
+        "--align-corners",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="as the network was trained (default: what a converted checkpoint says, else as the official code)",
+    )
     add("--size", default=None, metavar="HxW", help="resize pictures to this for the network (default: their own size)")
     add("--window", default=None, metavar="HxW", help="slide a window of this size over them (default: whole)")
     add("--scales", type=float, nargs="+", default=[1.0], metavar="F", help="mean over these scales (default: 1)")
@@ -63,8 +72,11 @@ def run(arguments: argparse.Namespace) -> int:
         }
         save_files(contents, arguments.force)
 
-    passes = [f"{network.num_classes} classes", f"align_corners={network.align_corners}",
-              f"{arguments.dtype} on {network.device.type}"]  # fmt: skip
+    passes = [
+        f"{network.num_classes} classes",
+        f"align_corners={network.align_corners}",
+        f"{arguments.dtype} on {network.device.type}",
+    ]
     passes += [f"size {arguments.size}"] if size else []
     passes += [f"windows of {arguments.window}"] if window else []
     passes += [f"scales {' '.join(f'{s:g}' for s in arguments.scales)}"] if arguments.scales != [1.0] else []

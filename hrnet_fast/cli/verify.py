@@ -26,12 +26,17 @@ MODELS = ("hrnet_w18_small_v1", "hrnet_w18")
 MODEL_SIZE = (97, 129)  # not a multiple of 32, odd both ways
 OPTIMIZED_MODEL, OPTIMIZED_TASKS = "hrnet_w18_small_v1", TASKS
 OPTIMIZED_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.int8)
-# Images (N, height, width), by the upsampling of the exchange units. Bilinear: on fewer pixels OCR's attention amplifies
-# bfloat16's rounding beyond the tolerance (64x96: 4.3e-2, plain PyTorch 2.6e-2). Nearest takes sizes whose quarter,
-# rounded up, is a multiple of 8: 61x94 becomes 16x24.
+# Images (N, height, width), by the upsampling of the exchange units. Bilinear: on fewer pixels OCR's attention
+# amplifies bfloat16's rounding beyond the tolerance (64x96: 4.3e-2, plain PyTorch 2.6e-2). Nearest takes sizes whose
+# quarter, rounded up, is a multiple of 8: 61x94 becomes 16x24.
 OPTIMIZED_IMAGES = {"bilinear": ((1, 128, 192), (1, 131, 197)), "nearest": ((2, 64, 96), (2, 61, 94))}
-_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16", torch.float16: "float16", torch.float64: "float64",
-          torch.int8: "int8"}  # fmt: skip
+_NAMES = {
+    torch.float32: "float32",
+    torch.bfloat16: "bfloat16",
+    torch.float16: "float16",
+    torch.float64: "float64",
+    torch.int8: "int8",
+}
 
 
 @dataclass
@@ -53,8 +58,9 @@ class Line:
         if error >= self.worst:
             self.worst, self.where = error, name
         if not error <= self.tolerance:
-            self.misses.append(f"{self.subject}, {self.backend}, {_NAMES[self.dtype]}, {name}: "
-                               f"{error:.1e} > {self.tolerance:.0e}")  # fmt: skip
+            self.misses.append(
+                f"{self.subject}, {self.backend}, {_NAMES[self.dtype]}, {name}: {error:.1e} > {self.tolerance:.0e}"
+            )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -156,8 +162,9 @@ def _optimized(lines: list[Line], reasons: dict[str, None], device: str) -> Iter
                     optimized = optimize(
                         rounded, image, dtype=dtype, calibration=_calibration(size) if integers else None
                     )
-                    line = Line(f"{OPTIMIZED_MODEL} {task}", f"optimize, {optimized.engine}, on {device}", dtype,
-                                MODEL[dtype])  # fmt: skip
+                    line = Line(
+                        f"{OPTIMIZED_MODEL} {task}", f"optimize, {optimized.engine}, on {device}", dtype, MODEL[dtype]
+                    )
                 with torch.inference_mode():
                     expected = exact(image.double())
                     # outputs that hardly vary agree whatever computed them
@@ -207,6 +214,14 @@ def _table(lines: list[Line]) -> Table:
     table.add_column("")
     for line in lines:
         verdict = "[red]off[/red]" if line.misses else "[green]ok[/green]"
-        table.add_row(line.subject, line.backend, _NAMES[line.dtype], str(line.cases), f"{line.worst:.1e}",
-                      f"{line.tolerance:.1e}", line.where, verdict)  # fmt: skip
+        table.add_row(
+            line.subject,
+            line.backend,
+            _NAMES[line.dtype],
+            str(line.cases),
+            f"{line.worst:.1e}",
+            f"{line.tolerance:.1e}",
+            line.where,
+            verdict,
+        )
     return table

@@ -12,6 +12,7 @@ from typing import NamedTuple
 from torch import nn
 
 from hrnet_fast import files
+from hrnet_fast.checkpoints.header import MEAN, STD
 from hrnet_fast.export import check as checking
 from hrnet_fast.export import onnx_file, preferences, torch_files
 from hrnet_fast.export.metadata import describe, read
@@ -23,7 +24,6 @@ __all__ = ["COMMUTE", "FORMATS", "Exported", "Recorded", "choose_streams", "read
 
 FORMATS = {"onnx": ".onnx", "pt2": ".pt2", "aoti": ".pt2"}  # format -> suffix of its files
 COMMUTE = ("auto", "on", "off")
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as HRNet's official configurations say
 
 
 class Exported(NamedTuple):

@@ -73,5 +73,7 @@ def _package_runner(path: Path) -> Callable:
 
 
 _RUNNERS: dict[str, Callable[[Path], Callable]] = {
-    "onnx": onnx_runner, "pt2": _program_runner, "aoti": functools.partial(_package_runner),
-}  # fmt: skip
+    "onnx": onnx_runner,
+    "pt2": _program_runner,
+    "aoti": functools.partial(_package_runner),
+}

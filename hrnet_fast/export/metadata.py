@@ -26,9 +26,7 @@ def describe(
     taken, or null.
     """
     recipe = getattr(model, "recipe", None) or {}
-    known = {
-        key: recipe.get(key) for key in ("task", "num_classes", "in_chans", "upsample", "align_corners")
-    }  # fmt: skip
+    known = {key: recipe.get(key) for key in ("task", "num_classes", "in_chans", "upsample", "align_corners")}
     facts = {
         "hrnet_fast": VERSION,
         "hrnet_fast_version": hrnet_fast.__version__,

@@ -69,10 +69,17 @@ class _NotTakenApart(ExportedProgram):
 
     def __init__(self, program: ExportedProgram):
         module = copy.deepcopy(program.graph_module)  # the exporter changes what it gets
-        super().__init__(root=module, graph=module.graph, graph_signature=program.graph_signature,
-                         state_dict=program.state_dict, range_constraints=program.range_constraints,
-                         module_call_graph=program.module_call_graph, example_inputs=program.example_inputs,
-                         constants=program.constants, verifiers=program.verifiers)  # fmt: skip
+        super().__init__(
+            root=module,
+            graph=module.graph,
+            graph_signature=program.graph_signature,
+            state_dict=program.state_dict,
+            range_constraints=program.range_constraints,
+            module_call_graph=program.module_call_graph,
+            example_inputs=program.example_inputs,
+            constants=program.constants,
+            verifiers=program.verifiers,
+        )
 
     def run_decompositions(self, *args, **kwargs) -> ExportedProgram:
         return self
@@ -97,8 +104,14 @@ def _translated(recorded: Recorded, opset: int):
 
 def _strip(proto) -> None:
     """Takes out what the exporter notes about the program that it ran in: its source files and their places."""
-    for item in (proto.graph, *proto.graph.node, *proto.graph.value_info, *proto.graph.input, *proto.graph.output,
-                 *proto.graph.initializer):  # fmt: skip
+    for item in (
+        proto.graph,
+        *proto.graph.node,
+        *proto.graph.value_info,
+        *proto.graph.input,
+        *proto.graph.output,
+        *proto.graph.initializer,
+    ):
         del item.metadata_props[:]
         item.doc_string = ""
     proto.doc_string = ""

@@ -10,7 +10,8 @@ from hrnet_fast.network.integers import Integers
 def quantize(proto, integers: Mapping[str, Integers]) -> None:
     """Lets convolutions multiply 8-bit integers: unsigned images with one scale, signed weights with one a channel.
 
-    Runtimes take DequantizeLinear in front of a convolution and the convolution as one. Biases and sums stay in float32.
+    Runtimes take DequantizeLinear in front of a convolution and the convolution as one. Biases and sums stay in
+    float32.
 
     Args:
         proto: the model, which is changed.
@@ -41,10 +42,16 @@ def quantize(proto, integers: Mapping[str, Integers]) -> None:
         if made is not None:
             weight = node.input[1]
             if f"{weight}_bytes" not in initializers:
-                inputs = [constant(f"{weight}_bytes", made.weight.numpy()), constant(f"{weight}_scale", made.scale.numpy()),
-                          constant(f"{weight}_zero", np.zeros(len(made.scale), np.int8))]  # fmt: skip
-                nodes.append(onnx.helper.make_node("DequantizeLinear", inputs, [f"{weight}_rounded"],
-                                                   f"{weight}_rounded", axis=0))  # fmt: skip
+                inputs = [
+                    constant(f"{weight}_bytes", made.weight.numpy()),
+                    constant(f"{weight}_scale", made.scale.numpy()),
+                    constant(f"{weight}_zero", np.zeros(len(made.scale), np.int8)),
+                ]
+                nodes.append(
+                    onnx.helper.make_node(
+                        "DequantizeLinear", inputs, [f"{weight}_rounded"], f"{weight}_rounded", axis=0
+                    )
+                )
             bias = constant(f"{weight}_bias", made.bias.numpy())
             image = rounded(node.input[0], made)
             del node.input[:]

@@ -18,6 +18,7 @@ from hrnet_fast.network.passes import Choice, no_streams, steps_of
 from hrnet_fast.network.passes.fold_norms import NORMS
 from hrnet_fast.network.sizes import Sizes
 from hrnet_fast.network.sums import Step, Sum, Weight
+from hrnet_fast.nn.module_fingerprint import why_closed
 from hrnet_fast.runtime.calibration import Calibration
 
 MULTIPLE = 32  # pixels: what the sides of an image must be divisible by where upsampling doubles sizes exactly
@@ -116,7 +117,7 @@ def in_evaluation(model: nn.Module) -> nn.Module:
 
     Raises:
         TypeError: not an nn.Module.
-        ValueError: it is compiled, scripted or a recorded graph already, or has no weights yet.
+        ValueError: it is compiled or scripted already, or has no weights yet.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
@@ -132,10 +133,9 @@ def in_evaluation(model: nn.Module) -> nn.Module:
 def _why_closed(model: nn.Module) -> str | None:
     for name, module in model.named_modules():
         place = f" ({name})" if name else ""
-        if isinstance(module, torch.jit.ScriptModule):
-            return f"it is a TorchScript module{place}: export the model that it was made from"
-        if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-            return f"it is compiled already{place}: export the model that was compiled"
+        closed = None if isinstance(module, torch.fx.GraphModule) else why_closed(module)  # graphs are recorded again
+        if closed is not None:
+            return f"it is {closed}{place}: export the model that it was made from"
     if any(t.is_meta for t in (*model.parameters(), *model.buffers())):
         return "its parameters are on the meta device: load its weights first"
     return None

@@ -115,8 +115,15 @@ def config(
 
 def _tensor(kind: str, name: str, dims: list[int]) -> list[str]:
     numbers = ", ".join(map(str, dims))
-    return [f"{kind} [", "  {", f"    name: {json.dumps(name)}", "    data_type: TYPE_FP32", f"    dims: [ {numbers} ]",
-            "  }", "]"]  # fmt: skip
+    return [
+        f"{kind} [",
+        "  {",
+        f"    name: {json.dumps(name)}",
+        "    data_type: TYPE_FP32",
+        f"    dims: [ {numbers} ]",
+        "  }",
+        "]",
+    ]
 
 
 def _output_nodes(recorded: Recorded) -> list:

@@ -121,8 +121,14 @@ def create_model(
         head["full_resolution"] = full_resolution
     model = official.network(config, in_chans, mode, align_corners, official.momentum, fast, **head)
     # what flops.multiply_adds builds its twins from
-    model.recipe = {"name": canonical, "task": task, "num_classes": num_classes, "in_chans": in_chans, "upsample": mode,
-                    "align_corners": align_corners}  # fmt: skip
+    model.recipe = {
+        "name": canonical,
+        "task": task,
+        "num_classes": num_classes,
+        "in_chans": in_chans,
+        "upsample": mode,
+        "align_corners": align_corners,
+    }
     official.initialize(model)
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)
@@ -145,6 +151,8 @@ def _check_trained(trained: Header, name: str, task: str, asked: dict, path: str
             continue
         if argument == "num_classes":
             raise ValueError(f"num_classes: {fspath(path)!r} holds {trained.description}, got {want}")
-        raise ValueError(f"{argument}: {fspath(path)!r} was trained with {argument}={has!r}, got {want!r}, which would "
-                         "give wrong results without any other sign; leave the argument out to take the file's; if its "
-                         f"header is wrong, convert the checkpoint again with --{argument.replace('_', '-')}")  # fmt: skip
+        raise ValueError(
+            f"{argument}: {fspath(path)!r} was trained with {argument}={has!r}, got {want!r}, which would "
+            "give wrong results without any other sign; leave the argument out to take the file's; if its "
+            f"header is wrong, convert the checkpoint again with --{argument.replace('_', '-')}"
+        )

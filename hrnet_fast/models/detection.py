@@ -43,5 +43,6 @@ class DetectionHRNet(HRNet):
         for side, name in ((image.shape[2], "height"), (image.shape[3], "width")):
             quarter = (side + 3) // 4
             if quarter % 8 or quarter < 2 ** (LEVELS - 1):
-                raise ValueError(f"image: {name} {side} does not suit the feature pyramid; use a multiple of 32, at "
-                                 "least 64")  # fmt: skip
+                raise ValueError(
+                    f"image: {name} {side} does not suit the feature pyramid; use a multiple of 32, at least 64"
+                )

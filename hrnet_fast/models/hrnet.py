@@ -159,8 +159,10 @@ class HRNet(nn.Module):
             if side < 1:
                 raise ValueError(f"image: the {name} must be at least 1 pixel, got {list(image.shape)}")
             if self.mode == "nearest" and (side + 3) // 4 % 8:
-                raise ValueError(f"image: {name} {side} does not suit nearest exchange units, which double sizes "
-                                 "exactly; use a multiple of 32, or upsample='bilinear'")  # fmt: skip
+                raise ValueError(
+                    f"image: {name} {side} does not suit nearest exchange units, which double sizes "
+                    "exactly; use a multiple of 32, or upsample='bilinear'"
+                )
 
 
 def _transition(

@@ -28,7 +28,7 @@ def _projection(in_channels: int, *channels: int) -> nn.Sequential:
 
 
 class ObjectRegions(nn.Module):
-    """Describes each class by the mean of the pixels' features, weighted by how much they look like it (section 3.2)."""
+    """Describes each class by the mean of the pixels' features, weighted by their likeness to it (section 3.2)."""
 
     def forward(self, pixels: Tensor, logits: Tensor) -> Tensor:
         """Pixels [N, C, H, W] and class logits [N, K, H, W] to objects [N, C, K, 1]."""

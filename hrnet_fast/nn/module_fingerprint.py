@@ -26,6 +26,17 @@ def altered(modules: Iterable[nn.Module]) -> bool:
     )
 
 
+def why_closed(module: nn.Module) -> str | None:
+    """What a module is whose code is fixed: nothing in it can be replaced any more; None where it can."""
+    if isinstance(module, torch.jit.ScriptModule):
+        return "a TorchScript module"
+    if isinstance(module, torch.fx.GraphModule):
+        return "a recorded graph"
+    if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
+        return "compiled already"
+    return None
+
+
 def _own_methods(module: nn.Module) -> bool:
     """Whether an instance has something in place of a method of its class: its forward, what that calls."""
     kind = type(module)

@@ -6,13 +6,13 @@ exchange, the compiled extension has its schema and CPU kernel, and where that i
 
 import os
 from collections.abc import Callable
+from types import ModuleType
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from hrnet_fast.ops import library
-from hrnet_fast.ops.backends import triton
+from hrnet_fast.ops import backends, library
+from hrnet_fast.ops.backends import reference
 from hrnet_fast.ops.exchange.call import FLOAT_DTYPES, BackendFailed
 from hrnet_fast.ops.transforms import traced, transformed
 
@@ -73,57 +73,35 @@ def interpolate_argmax(
     return _choose(scores, backend)(scores, height, width, bool(align_corners), dtype)
 
 
-def reference(scores: Tensor, height: int, width: int, align_corners: bool, dtype: torch.dtype) -> Tensor:
-    """In standard operators; what the kernels are compared with."""
-    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
-    if tuple(scores.shape[2:]) != (height, width):
-        wide = F.interpolate(wide, (height, width), mode="bilinear", align_corners=align_corners)
-    return wide.argmax(1).to(dtype)
-
-
-def _why_not_cpu(scores: Tensor) -> str | None:
-    if library.extension_error is not None:
-        return library.extension_error
-    return None if scores.is_cpu else f"it serves tensors on the CPU, these are on {scores.device.type}"
-
-
-def _why_not_triton(scores: Tensor) -> str | None:
-    if not scores.is_cuda:
-        return f"it serves tensors on NVIDIA GPUs, these are on {scores.device.type}"
-    return triton.why_not_tensor(scores)
-
-
-_BACKENDS: dict[str, tuple[Callable, Callable]] = {
-    "triton": (_why_not_triton, triton.interpolate_argmax),
-    "cpu": (_why_not_cpu, lambda *arguments: torch.ops.hrnet_fast.interpolate_argmax(*arguments)),
-    "reference": (lambda scores: None, reference),
-}
+def _backends() -> dict[str, ModuleType]:
+    """The backends that have this operator, in the order of their table."""
+    return {name: backend for name, backend in backends.TABLE.items() if hasattr(backend, "interpolate_argmax")}
 
 
 def _choose(scores: Tensor, name: str) -> Callable:
-    if name == "auto":
-        # the variable may name a backend that this operator does not have
-        name = os.environ.get("HRNET_FAST_BACKEND") if os.environ.get("HRNET_FAST_BACKEND") in _BACKENDS else "auto"
+    having = _backends()
+    if name == "auto" and os.environ.get("HRNET_FAST_BACKEND") in having:  # it may name one without this operator
+        name = os.environ["HRNET_FAST_BACKEND"]
     if name == "auto" and (traced() or transformed()):
-        return reference
+        return reference.interpolate_argmax
     if name == "auto":
         return torch.ops.hrnet_fast.interpolate_argmax
-    if name not in _BACKENDS:
-        raise ValueError(f"backend: expected 'auto' or one of {', '.join(map(repr, _BACKENDS))}, got {name!r}")
-    why_not, function = _BACKENDS[name]
-    reason = why_not(scores)
+    if name not in having:
+        raise ValueError(f"backend: expected 'auto' or one of {', '.join(map(repr, having))}, got {name!r}")
+    reason = having[name].why_not_argmax(scores)
     if reason is not None:
         raise RuntimeError(f"backend {name!r} cannot serve this call: {reason}")
-    return function
+    return having[name].interpolate_argmax
 
 
 def _on_gpu(scores: Tensor, *settings) -> Tensor:
-    if _why_not_triton(scores) is None:
-        try:
-            return triton.interpolate_argmax(scores, *settings)
-        except BackendFailed:
-            pass  # Triton does not work here
-    return reference(scores, *settings)
+    for backend in _backends().values():
+        if backend.why_not_argmax(scores) is None:
+            try:
+                return backend.interpolate_argmax(scores, *settings)
+            except BackendFailed:
+                pass  # it does not work here: the next one
+    return reference.interpolate_argmax(scores, *settings)
 
 
 def _fake(scores: Tensor, height: int, width: int, align_corners: bool, dtype: torch.dtype) -> Tensor:
@@ -132,6 +110,8 @@ def _fake(scores: Tensor, height: int, width: int, align_corners: bool, dtype: t
 
 if library.extension_error is not None:
     library.define("interpolate_argmax" + SCHEMA)
-library.implement("interpolate_argmax", reference, "CompositeExplicitAutograd")  # where there is no kernel
+library.implement(
+    "interpolate_argmax", reference.interpolate_argmax, "CompositeExplicitAutograd"
+)  # where there is no kernel
 library.implement("interpolate_argmax", _on_gpu)
 torch.library.register_fake("hrnet_fast::interpolate_argmax", _fake)

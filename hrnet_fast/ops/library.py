@@ -4,6 +4,7 @@ Schemas and CPU kernels come from the compiled extension ``hrnet_fast._C``. Wher
 defined here with the reference as their implementation, so that programs that name the operators still run.
 """
 
+import sys
 from collections.abc import Callable
 
 import torch
@@ -24,7 +25,7 @@ SCHEMA = (
 BACKWARD_SCHEMA = "(Tensor grad, Tensor? output, SymInt[] sizes, str mode, bool align_corners, bool same) -> Tensor[]"
 BACKWARD_OPERATORS = ("exchange_backward", "exchange_backward_fwd")
 OPERATORS = ("exchange", "exchange_fwd")  # the same function; only the first carries a derivative
-GPU_OPERATORS = ("exchange_triton", "exchange_cuda")  # the same function by one backend, for those who name it
+FLOP_COUNTER = "torch.utils.flop_counter"
 
 extension_error: str | None = None  # why the compiled CPU kernels are not there
 try:
@@ -162,22 +163,19 @@ def _dense_like(x: Tensor, channels: int) -> Tensor:
 
 
 def _complete(name: str) -> None:
-    """Fake, vmap and autocast of an operator with the schema of the exchange; its kernels come from elsewhere."""
+    """Fake, vmap, autocast and autograd of an operator with the schema of the exchange; its kernels come from elsewhere."""
     torch.library.register_fake(f"hrnet_fast::{name}", _fake)
     _register_vmap(name)
     for device in ("cpu", "cuda"):
         _registrations.impl(name, _autocast_kernel(name, device), f"Autocast{device.upper()}")
-
-
-for _name in GPU_OPERATORS:
-    _registrations.define(_name + SCHEMA)
-for _name in (*OPERATORS, *GPU_OPERATORS):
-    _complete(_name)
-_derivatives = _ReverseOnly("hrnet_fast", "FRAGMENT")
-for _name in (*OPERATORS, *GPU_OPERATORS):
     torch.library.register_autograd(
-        f"hrnet_fast::{_name}", autograd.backward, setup_context=autograd.save, lib=_derivatives
+        f"hrnet_fast::{name}", autograd.backward, setup_context=autograd.save, lib=_derivatives
     )
+
+
+_derivatives = _ReverseOnly("hrnet_fast", "FRAGMENT")
+for _name in OPERATORS:
+    _complete(_name)
 for _name in BACKWARD_OPERATORS:
     _registrations.impl(_name, autograd.exchange_backward, "CompositeExplicitAutograd")  # where there is no kernel
     torch.library.register_fake(f"hrnet_fast::{_name}", _fake_backward)
@@ -194,8 +192,11 @@ if extension_error is None:  # for training on the CPU; there is no other implem
         refuse_derivatives(_name)
 
 
+exchanges = list(OPERATORS)  # all operators with that schema; backends add theirs
+
+
 def _register_flops(flop_counter) -> None:
-    for name in (*OPERATORS, *GPU_OPERATORS):
+    for name in exchanges:
         flop_counter.register_flop_formula(getattr(torch.ops.hrnet_fast, name))(_flops)
 
 
@@ -204,10 +205,20 @@ def define(schema: str) -> None:
     _registrations.define(schema)
 
 
+def define_exchange(name: str, kernel: Callable) -> None:
+    """Adds the exchange by one backend for CUDA tensors, as an operator of its own: schema, derivatives, FLOPs."""
+    _registrations.define(name + SCHEMA)
+    _complete(name)
+    implement(name, kernel)
+    exchanges.append(name)
+    if FLOP_COUNTER in sys.modules:  # else all are registered when somebody imports it
+        sys.modules[FLOP_COUNTER].register_flop_formula(getattr(torch.ops.hrnet_fast, name))(_flops)
+
+
 def implement(name: str, kernel: Callable, key: str = "CUDA") -> None:
     """Registers the kernel of an operator for CUDA tensors, or under another dispatch key."""
     _registrations.impl(name, kernel, key)
 
 
 # torch's counter imports triton on CUDA builds: 100 ms and more that only those who count should pay
-on_import("torch.utils.flop_counter", _register_flops)
+on_import(FLOP_COUNTER, _register_flops)

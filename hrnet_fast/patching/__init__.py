@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 from dataclasses import replace
 
-import torch
 from torch import nn
 
+from hrnet_fast.nn.module_fingerprint import why_closed
 from hrnet_fast.patching.class_swap import Adapter, Patched, apply, restore
 from hrnet_fast.patching.families import ADAPTERS
 from hrnet_fast.patching.report import PatchReport, Row
@@ -25,8 +25,8 @@ def patch(model: nn.Module) -> PatchReport:
 
     In evaluation BatchNorm is folded, and folded again when a weight changes (see hrnet_fast.refold for the exceptions).
     The original forward runs where the sizes of the streams are not those of an HRNet, where anything inside was changed
-    since (hooks, classes, settings, children, a forward of an instance's own), while there are hooks on every module, and
-    under torch.jit and ONNX export.
+    since (hooks, classes, settings, children, methods of an instance's own or of a class), while there are hooks on every
+    module, and under torch.jit and ONNX export. What replaces functions of torch.nn.functional has no effect on what is fast.
 
     Args:
         model: a network, or one of the modules named above. Patching it again does no harm.
@@ -40,9 +40,9 @@ def patch(model: nn.Module) -> PatchReport:
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
-    reason = _why_closed(model)
-    if reason is not None:
-        raise ValueError(f"model: {reason}")
+    closed = why_closed(model)
+    if closed is not None:
+        raise ValueError(f"model: it is {closed}: patch the model first")
     places = _places(model)
     hrnet = any(hasattr(module, "fuse_layers") for _, module in places)  # other networks have residual blocks, too
     adapters = [adapter for adapter in ADAPTERS if hrnet or adapter.kind != "residual block"]
@@ -73,27 +73,16 @@ def _places(model: nn.Module) -> list[tuple[str, nn.Module]]:
     for name, module in model.named_modules(remove_duplicate=False):
         if not name.startswith(closed):
             places.append((name, module))
-            closed += (f"{name}.",) if _why_closed(module) is not None else ()
+            closed += (f"{name}.",) if why_closed(module) is not None else ()
     return places
 
 
 def _visit(name: str, module: nn.Module, adapters: list[Adapter], known: dict) -> Iterator[Row]:
-    reason = _why_closed(module)
-    if reason is not None:
-        yield Row(name, type(module).__name__, False, reason)
+    closed = why_closed(module)
+    if closed is not None:
+        yield Row(name, type(module).__name__, False, f"it is {closed}: patch the model first")
         return
     for adapter in adapters:
         if adapter.is_candidate(module):
             done, detail = apply(module, adapter, known)
             yield Row(name, adapter.kind, done, detail)
-
-
-def _why_closed(module: nn.Module) -> str | None:
-    """Why nothing below a module can be patched; None where it can."""
-    if isinstance(module, torch.jit.ScriptModule):
-        return "it is a TorchScript module, whose code is fixed: patch the model before scripting or tracing it"
-    if isinstance(module, torch.fx.GraphModule):
-        return "it is a recorded graph, whose code is fixed: patch the model before recording it"
-    if hasattr(module, "_orig_mod") or getattr(module, "_compiled_call_impl", None) is not None:
-        return "it is compiled already: patch the model first, then compile it"
-    return None

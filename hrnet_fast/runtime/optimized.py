@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hrnet_fast.nn.module_fingerprint import why_closed
 from hrnet_fast.ops.transforms import transformed
 from hrnet_fast.runtime.arguments import Arguments, Expected
 from hrnet_fast.runtime.calibration import Calibration, calibrate
@@ -380,8 +381,9 @@ class OptimizedModel(nn.Module):
 def _check_model(model: nn.Module) -> None:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected an nn.Module, got {type(model).__name__}")
-    if isinstance(model, (torch.jit.ScriptModule, torch.fx.GraphModule)) or hasattr(model, "_orig_mod"):
-        raise ValueError("model: it is compiled, scripted or recorded already: optimize the original module")
+    closed = why_closed(model)
+    if closed is not None:
+        raise ValueError(f"model: it is {closed}: optimize the original module")
     if isinstance(model, OptimizedModel):
         raise ValueError("model: it is optimized already")
     _check_training(model)

@@ -9,13 +9,13 @@ from torch import nn
 
 from benchmarks import goals, overview, readme_table, run
 from hrnet_fast import create_model
-from hrnet_fast.apps.pictures import reading
 from hrnet_fast.bench import BadInput, contenders, images, machine, memory, networks, oracle, report, shares
 from hrnet_fast.bench.harness import ROUNDS, Contender, compare, worst_error
 from hrnet_fast.bench.measure import Case, measure
 from hrnet_fast.bench.plain_forms import fold_batchnorm
 from hrnet_fast.bench.record import Entry, Record, Report, Spread, finish
 from hrnet_fast.bench.variation import LEAST_VARIATION, variation
+from hrnet_fast.checkpoints.header import MEAN, STD
 from hrnet_fast.models import TASKS
 from hrnet_fast.ops.exchange.call import ExchangeCall
 
@@ -273,7 +273,7 @@ def test_image_is_rotated_and_converted(tmp_path):
     Image.new("RGBA", (50, 40), (0, 0, 0, 0)).save(tmp_path / "rgba.png")
     loaded = images.load(str(tmp_path / "rgba.png"), (33, 47))
     assert loaded.shape == (1, 3, 33, 47)
-    black = -torch.tensor(reading.MEAN) / torch.tensor(reading.DEVIATION)
+    black = -torch.tensor(MEAN) / torch.tensor(STD)
     torch.testing.assert_close(loaded[0, :, 0, 0], black)
 
 

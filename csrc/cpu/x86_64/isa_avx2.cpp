@@ -1,5 +1,4 @@
-// Kernels for x86-64 with AVX2 with FMA and F16C (2013 and later). Products of bytes are exact, and no faster than those
-// of float32.
+// Kernels for x86-64 with AVX2 with FMA and F16C (2013 and later).
 #include "../isa.h"
 
 HRNET_FAST_TARGET_BEGIN("avx2,fma,f16c")
@@ -10,15 +9,10 @@ namespace avx2 {
 #include "../every_dtype.h"
 #include "quads_avx2.h"
 #include "../convolve_impl.h"
-#include "../tiled_impl.h"
-#include "../vector_blocks.h"
-#include "dots_avx2.h"
-#include "../vec_pair.h"
 
 static constexpr Kernels all() {
   Kernels k = EveryDType<VecAvx2, VecGeneric<double, 4>>::kernels();
   k.convolve = Convolve<QuadsAvx2>::run, k.costs = &QuadsAvx2::kCosts;
-  k.tiled = &TiledTasks<VectorBlocks<DotsAvx2>, VecPair<VecAvx2>>::kernels;
   return k;
 }
 extern constexpr Kernels kernels = all();

@@ -4,9 +4,9 @@ import colorsys
 
 Colour = tuple[int, int, int]
 
-# The 19 classes of Cityscapes by their train ids (cityscapesScripts, helpers/labels.py): road, sidewalk, building, wall,
-# fence, pole, traffic light, traffic sign, vegetation, terrain, sky, person, rider, car, truck, bus, train, motorcycle,
-# bicycle.
+# The 19 classes of Cityscapes by their train ids (cityscapesScripts, helpers/labels.py): road, sidewalk, building,
+# wall, fence, pole, traffic light, traffic sign, vegetation, terrain, sky, person, rider, car, truck, bus, train,
+# motorcycle, bicycle.
 CITYSCAPES: tuple[Colour, ...] = (
     (128, 64, 128), (244, 35, 232), (70, 70, 70), (102, 102, 156), (190, 153, 153), (153, 153, 153), (250, 170, 30),
     (220, 220, 0), (107, 142, 35), (152, 251, 152), (70, 130, 180), (220, 20, 60), (255, 0, 0), (0, 0, 142),

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from hrnet_fast.apps.pictures import BadPicture, need_pillow
+from hrnet_fast.checkpoints.header import MEAN, STD
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, as HRNet's official configurations say
 _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 
 
@@ -76,7 +76,7 @@ def to_tensor(image: Image, size: tuple[int, int] | None = None) -> Tensor:
     return flat.view(image.height, image.width, 3).permute(2, 0, 1)
 
 
-def normalize(pixels: Tensor, mean: Sequence[float] = MEAN, deviation: Sequence[float] = DEVIATION) -> Tensor:
+def normalize(pixels: Tensor, mean: Sequence[float] = MEAN, deviation: Sequence[float] = STD) -> Tensor:
     """Pixels [3, H, W], from 0 to 255, to float32 with mean and deviation of pixels from 0 to 1."""
     mean, deviation = (torch.tensor(v, device=pixels.device).view(3, 1, 1) for v in (mean, deviation))
     return pixels.to(torch.float32, copy=True).sub_(mean * 255).div_(deviation * 255)

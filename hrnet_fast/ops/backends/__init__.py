@@ -1,8 +1,11 @@
 """The table of backends, and the choice among them.
 
 Each backend is a module with two functions: ``why_not(call) -> str | None`` says why it cannot serve a call (None: it
-can; ``why_not(None)`` asks about the machine alone), and ``run(call) -> Tensor`` serves it. Which of them "auto" asks
-first is in ``preferences``.
+can; ``why_not(None)`` asks about the machine alone), and ``run(call) -> Tensor`` serves it. It may have more:
+``run_together`` with ``why_not_together``, ``backward`` with ``why_not_backward``, and ``interpolate_argmax`` with
+``why_not_argmax``.
+
+"auto" takes the first of ``TABLE`` that has no objection. ``preferences`` holds the exceptions, for kinds of exchanges.
 """
 
 import os
@@ -17,7 +20,7 @@ from hrnet_fast.ops.exchange import autograd
 from hrnet_fast.ops.exchange.call import BackendFailed, ExchangeCall
 from hrnet_fast.ops.transforms import transformed
 
-TABLE: dict[str, ModuleType] = {"cuda": cuda, "triton": triton, "cpu": cpu, "reference": reference}
+TABLE: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton, "reference": reference}
 
 
 def choose(call: ExchangeCall, name: str = "auto") -> ModuleType:
@@ -34,8 +37,8 @@ def choose(call: ExchangeCall, name: str = "auto") -> ModuleType:
     if name == "auto" and not kernels:
         return reference
     if name == "auto":
-        x = call.inputs[0]
-        for candidate in preferences.order(call, gpu.capability(gpu.index_of(x.device)) if x.is_cuda else None):
+        device = call.inputs[0].device
+        for candidate in _arranged(preferences.kind(call), device) if device.type == "cuda" else TABLE:
             if TABLE[candidate].why_not(call) is None:
                 return TABLE[candidate]
     if name not in TABLE:
@@ -46,6 +49,11 @@ def choose(call: ExchangeCall, name: str = "auto") -> ModuleType:
     if reason is not None:
         raise RuntimeError(f"backend {name!r} cannot serve this call: {reason}")
     return TABLE[name]
+
+
+def _arranged(kind: str, device: torch.device) -> list[str]:
+    """The names of the table in the order in which a kind of exchange asks them on a GPU."""
+    return preferences.arrange(list(TABLE), kind, gpu.capability(gpu.index_of(device)))
 
 
 def run(call: ExchangeCall, name: str = "auto") -> Tensor:  # [N, C_out or C_p, H, W]
@@ -93,10 +101,11 @@ def _backward_on_gpu(grad: Tensor, *rest) -> list[Tensor]:
     """exchange_backward on CUDA tensors: by the first kernel that can, else in standard operators."""
     if grad.numel() == 0:  # a launch of nothing is an error
         return autograd.exchange_backward(grad, *rest)
-    for name in preferences.backward(gpu.capability(gpu.index_of(grad.device))):
-        if TABLE[name].why_not_backward(grad) is None:
+    for name in _arranged("backward", grad.device):
+        backend = TABLE[name]
+        if hasattr(backend, "backward") and backend.why_not_backward(grad) is None:
             try:
-                return TABLE[name].backward(grad, *rest)
+                return backend.backward(grad, *rest)
             except BackendFailed:
                 pass  # the next one
     return autograd.exchange_backward(grad, *rest)

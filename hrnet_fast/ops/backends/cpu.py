@@ -1,4 +1,4 @@
-"""The C++ kernel for CPUs (csrc/cpu): AVX2, AVX-512, AVX512-BF16, AMX or portable code, chosen at run time."""
+"""The C++ kernel for CPUs (csrc/cpu): AVX2, AVX-512, AVX512-BF16, AMX, NEON or portable code, chosen at run time."""
 
 import torch
 from torch import Tensor
@@ -26,3 +26,14 @@ def why_not(call: ExchangeCall | None) -> str | None:
 def run(call: ExchangeCall) -> Tensor:  # [N, C_out or C_p, H, W]
     # Recording for autograd costs as much as the call itself, even where no gradient is wanted.
     return autograd.differentiable(call) if call.needs_grad else below_autograd(_FORWARD, *call.arguments())
+
+
+def why_not_argmax(scores: Tensor) -> str | None:
+    if library.extension_error is not None:
+        return library.extension_error
+    return None if scores.is_cpu else f"it serves tensors on the CPU, these are on {scores.device.type}"
+
+
+def interpolate_argmax(*arguments) -> Tensor:
+    """The operator of that name on the CPU."""
+    return torch.ops.hrnet_fast.interpolate_argmax(*arguments)

@@ -160,4 +160,4 @@ def backward_arguments(grad, output, sizes, mode, align_corners, same) -> tuple:
     )
 
 
-library.implement("exchange_cuda", lambda *arguments: on_device(ExchangeCall.from_arguments(*arguments)))
+library.define_exchange("exchange_cuda", lambda *arguments: on_device(ExchangeCall.from_arguments(*arguments)))

@@ -1,4 +1,4 @@
-"""Which backend serves a call by default: for tensors on GPUs by architecture and kind of exchange, one table.
+"""Exceptions to the order of the table of backends, for GPUs: by architecture and kind of exchange.
 
 ``measured`` names the GPU and the file of results that a row follows from. None: nobody has measured it; the order is
 then that of the counts of bytes and launches.
@@ -8,11 +8,9 @@ from typing import NamedTuple
 
 from hrnet_fast.ops.exchange.call import ExchangeCall
 
-CPU = ("cpu", "reference")
-
 
 class Row(NamedTuple):
-    """From this compute capability on, a kind of exchange is asked of these backends in turn."""
+    """From this compute capability on, a kind of exchange is asked of these backends in turn, the others stay in place."""
 
     capability: tuple[int, int]
     kind: str  # "weightless", "exchange", "head", "backward" or "convolution"
@@ -22,20 +20,13 @@ class Row(NamedTuple):
 
 # The first row that fits decides.
 GPU = (
-    Row((8, 0), "weightless", ("triton", "cuda", "reference"), None),
-    Row((8, 0), "exchange", ("cuda", "triton", "reference"), None),
-    Row((8, 0), "head", ("triton", "cuda", "reference"), None),
-    Row((8, 0), "backward", ("cuda", "triton"), None),
-    Row((7, 5), "weightless", ("cuda", "reference"), None),
-    Row((7, 5), "exchange", ("cuda", "reference"), None),
-    Row((7, 5), "head", ("cuda", "reference"), None),
-    Row((7, 5), "backward", ("cuda",), None),
+    Row((8, 0), "weightless", ("triton", "cuda"), None),
+    Row((8, 0), "head", ("triton", "cuda"), None),
 )
 # How folded convolutions with a ReLU behind them run: bias, ReLU and residual sum in cuDNN's epilogue, or by kernels of
 # their own. The counts of launches and bytes speak for the epilogue, cuDNN's heuristics have spoken against it.
 EPILOGUE, CONV2D = "cuDNN epilogue", "conv2d"
 CONVOLUTION = (Row((7, 5), "convolution", (EPILOGUE, CONV2D), None),)
-OTHER = ("reference",)  # devices without kernels of ours
 
 
 def kind(call: ExchangeCall) -> str:
@@ -49,19 +40,11 @@ def kind(call: ExchangeCall) -> str:
     return "head" if whole else "exchange"
 
 
-def order(call: ExchangeCall, capability: tuple[int, int] | None = None) -> tuple[str, ...]:
-    """The names of the backends for a call, most wanted first; ``capability`` of the GPU where tensors are on one."""
-    device = call.inputs[0].device.type
-    if device == "cpu":
-        return CPU
-    if device != "cuda" or capability is None:
-        return OTHER
-    return _row(capability, kind(call)) or OTHER
-
-
-def backward(capability: tuple[int, int]) -> tuple[str, ...]:
-    """The names of the backends whose backward is asked, most wanted first."""
-    return _row(capability, "backward")
+def arrange(names: list[str], kind: str, capability: tuple[int, int]) -> list[str]:
+    """The names in their order, but those that a row has in the row's order, in the places which they have together."""
+    row = _row(capability, kind)
+    wanted = iter([name for name in row if name in names])
+    return [next(wanted) if name in row else name for name in names]
 
 
 def convolution(capability: tuple[int, int]) -> str:

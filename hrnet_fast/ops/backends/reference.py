@@ -25,6 +25,18 @@ def run(call: ExchangeCall) -> Tensor:  # [N, C_out or C_p, H, W]
     return _compute(call, call.inputs[0].dtype)
 
 
+def why_not_argmax(scores: Tensor) -> str | None:
+    return None
+
+
+def interpolate_argmax(scores: Tensor, height: int, width: int, align_corners: bool, dtype: torch.dtype) -> Tensor:
+    """The operator of that name: scores [N, classes, h, w] -> classes [N, height, width]."""
+    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    if tuple(scores.shape[2:]) != (height, width):
+        wide = F.interpolate(wide, (height, width), mode="bilinear", align_corners=align_corners)
+    return wide.argmax(1).to(dtype)
+
+
 def _compute(call: ExchangeCall, dtype: torch.dtype) -> Tensor:
     wide = torch.promote_types(dtype, torch.float32)
     y = None

@@ -174,6 +174,12 @@ def compute_backward(grad, output, sizes, mode, align_corners, same) -> list[Ten
     return [*lows, full] if same else lows
 
 
+def why_not_argmax(scores: Tensor) -> str | None:
+    if not scores.is_cuda:
+        return f"it serves tensors on NVIDIA GPUs, these are on {scores.device.type}"
+    return why_not_tensor(scores)
+
+
 def interpolate_argmax(scores: Tensor, height: int, width: int, align_corners: bool, dtype: torch.dtype) -> Tensor:
     """The operator of that name on a GPU: [N, height, width]."""
     with torch.cuda.device_of(scores):
@@ -192,4 +198,4 @@ def compute_argmax(scores: Tensor, height: int, width: int, align_corners: bool,
     return out
 
 
-library.implement("exchange_triton", lambda *arguments: on_device(ExchangeCall.from_arguments(*arguments)))
+library.define_exchange("exchange_triton", lambda *arguments: on_device(ExchangeCall.from_arguments(*arguments)))

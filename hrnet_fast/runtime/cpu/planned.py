@@ -40,7 +40,7 @@ def is_in_doubt(dtype: torch.dtype) -> bool:
 
 
 def has_tiles() -> bool:
-    """Whether networks in bfloat16 are computed by products of tiles."""
+    """Whether networks in bfloat16 are computed by products of tiles: AMX, or on ARM instructions for small matrices."""
     return torch.ops.hrnet_fast.has_tiles()
 
 
@@ -51,7 +51,7 @@ def has_pairs() -> bool:
 
 def why_not_bytes() -> str | None:
     """Why convolutions cannot multiply bytes on this CPU; None where they can."""
-    return None if torch.ops.hrnet_fast.has_bytes() else "int8 needs a CPU with AVX2, AVX-VNNI, AVX512-VNNI or AMX"
+    return None if torch.ops.hrnet_fast.has_bytes() else "int8 needs AVX2, AVX-VNNI, AVX512-VNNI, AMX or NEON"
 
 
 class Planned:

@@ -7,8 +7,8 @@
 #include <exception>
 #include <thread>
 
-#include "../../csrc/cpu/problem.h"
-#include "../../csrc/cpu/runtime.h"
+#include "../../../csrc/cpu/problem.h"
+#include "../../../csrc/cpu/runtime.h"
 #include "support.h"
 
 namespace hrnet_fast {

@@ -45,7 +45,7 @@ Mode any_mode(Random& random) { return static_cast<Mode>(random.between(0, 2)); 
 int64_t smaller(Random& random, int64_t size) {
   const int64_t shift = random.between(1, 3);
   return random.chance(0.6) && size >> shift > 0 && size >> shift << shift == size ? size >> shift
-                                                                                 : random.between(1, size);
+                                                                                   : random.between(1, size);
 }
 
 double interpolated(const std::vector<double>& plane, int64_t h, int64_t w, const From& fy, const From& fx) {
@@ -63,7 +63,8 @@ void test_exchange(const InstructionSet& set, Random& random) {
   q.dtype = dtype, q.mode = any_mode(random), q.relu = random.chance(0.7), q.channels_last = random.chance(0.6);
   q.channels = random.channels(50);
   q.count = static_cast<int>(random.between(1, 4));
-  const int64_t n = random.between(1, 2), h = random.between(1, 24), w = random.one_of({random.between(1, 40), int64_t{16}});
+  const int64_t n = random.between(1, 2), h = random.between(1, 24),
+                w = random.one_of({random.between(1, 40), int64_t{16}});
   std::vector<Tensor> inputs;
   std::vector<Numbers> weights;
   const bool ladder = random.chance(0.4) && w % 8 == 0 && h % 8 == 0;  // an exchange unit's
@@ -96,8 +97,7 @@ void test_exchange(const InstructionSet& set, Random& random) {
         }
         for (int64_t y = 0; y < h; ++y)
           for (int64_t o = 0; o < w; ++o)
-            result(i, k, y, o) +=
-                interpolated(plane, x.h, x.w, from_of(q.mode, y, x.h, h), from_of(q.mode, o, x.w, w));
+            result(i, k, y, o) += interpolated(plane, x.h, x.w, from_of(q.mode, y, x.h, h), from_of(q.mode, o, x.w, w));
       }
   }
   const Numbers bias(dtype, random.chance(0.6) ? q.channels : 0, random);
@@ -144,8 +144,7 @@ void test_backward(const InstructionSet& set, Random& random) {
   if (relu) q.output = output.numbers.data(), q.same = same.numbers.data();
   q.count = static_cast<int>(random.between(1, 3));
   std::vector<Tensor> low;
-  for (int j = 0; j < q.count; ++j)
-    low.emplace_back(dtype, q.n, q.c, smaller(random, q.h), smaller(random, q.w), last);
+  for (int j = 0; j < q.count; ++j) low.emplace_back(dtype, q.n, q.c, smaller(random, q.h), smaller(random, q.w), last);
   for (int j = 0; j < q.count; ++j) {
     Tensor& x = low[static_cast<size_t>(j)];
     q.low[j] = {x.numbers.data(), x.h, x.w};
@@ -263,7 +262,8 @@ void test_norm(const InstructionSet& set, Random& random) {
     check_close(outs[static_cast<size_t>(s)], out, "normalized, " + std::to_string(c) + " channels");
   }
   check_close(mean, e_mean, "mean"), check_close(var, e_var, "variance");
-  check_close(d_x, e_x, "gradient"), check_close(d_weight, e_weight, "of the weight"), check_close(d_bias, e_bias, "of the bias");
+  check_close(d_x, e_x, "gradient"), check_close(d_weight, e_weight, "of the weight"),
+      check_close(d_bias, e_bias, "of the bias");
 }
 
 }  // namespace hrnet_fast

@@ -1,7 +1,7 @@
 // What runs on tiles: bit by bit the same on all instruction sets, which plain loops are compared with as well.
 #include <algorithm>
 
-#include "../../csrc/cpu/tiled_graph.h"
+#include "../../../csrc/cpu/tiled_graph.h"
 #include "support.h"
 
 namespace hrnet_fast {
@@ -66,7 +66,8 @@ struct Picture {
           for (int64_t c = 0; c < channels; ++c) {
             const int64_t k = at(i, y, x, c);
             const bool inside = y >= 0 && x >= 0 && y < size.h && x < size.w;
-            if ((high.count() > 0 && high[k] != other.high[k]) || (inside && low.count() > 0 && low[k] != other.low[k]) ||
+            if ((high.count() > 0 && high[k] != other.high[k]) ||
+                (inside && low.count() > 0 && low[k] != other.low[k]) ||
                 (!bytes.empty() && bytes[static_cast<size_t>(k)] != other.bytes[static_cast<size_t>(k)]))
               throw Failure(what + ": another number at image " + std::to_string(i) + ", row " + std::to_string(y) +
                             ", column " + std::to_string(x) + ", channel " + std::to_string(c));
@@ -227,7 +228,7 @@ void test_tiled_exchange(const InstructionSet& set, Random& random) {
     if (!same) q.size[j].h = random.between(1, q.out.h), q.size[j].w = random.between(1, q.out.w);
     Picture& input = inputs[static_cast<size_t>(j)];
     input = Picture(q.size[j], q.n, weighted ? random.channels(60) : q.channels);
-    weighted &&in_bytes ? input.with_bytes(random, 0) : input.with_numbers(random, !weighted && random.chance(0.4));
+    weighted&& in_bytes ? input.with_bytes(random, 0) : input.with_numbers(random, !weighted && random.chance(0.4));
     q.input[j] = input.bordered();
     if (!weighted) continue;
     weights.emplace_back(random, q.channels, input.channels, 1, in_bytes);

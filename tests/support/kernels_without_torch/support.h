@@ -11,8 +11,8 @@
 #include <string>
 #include <vector>
 
-#include "../../csrc/cpu/half.h"
-#include "../../csrc/cpu/instruction_sets.h"
+#include "../../../csrc/cpu/half.h"
+#include "../../../csrc/cpu/instruction_sets.h"
 
 namespace hrnet_fast {
 
@@ -40,7 +40,8 @@ class Random {  // SplitMix64
     return values.begin()[between(0, static_cast<int64_t>(values.size()) - 1)];
   }
   int64_t channels(int64_t most) {  // multiples of the lanes, and those of HRNets, more often than others
-    return std::min(most, one_of({between(1, most), between(1, 8), int64_t{16}, int64_t{18}, int64_t{36}, int64_t{48}}));
+    return std::min(most,
+                    one_of({between(1, most), between(1, 8), int64_t{16}, int64_t{18}, int64_t{36}, int64_t{48}}));
   }
   DType dtype(bool with_double) {
     const DType all[] = {DType::kFloat32, DType::kBFloat16, DType::kFloat16, DType::kFloat64};
