@@ -60,7 +60,7 @@ def test_the_table_has_means_over_the_seeds(measured):
     assert by_name["OpenVINO int8"].lost == pytest.approx(0.0) and by_name["OpenVINO int8"].most == pytest.approx(1.0)
     assert by_name["ONNX Runtime int8"].seeds == 1 and by_name["ONNX Runtime int8"].lost == pytest.approx(4.0)
     assert accuracy_table.cells(int8) == ["HRNet-W18-small-v1", "int8", "84.70", "0.30", "0.40", "98.00 %"]
-    assert accuracy_table.table([measured, measured]).row_count == 10
+    assert len(accuracy_table.table([measured, measured]).rows) == 10
 
 
 def test_notes_say_what_was_missed_and_what_did_not_run(measured):
