@@ -22,8 +22,8 @@ from torch import Tensor, nn
 import hrnet_fast as hf
 from benchmarks import accuracy_table
 from benchmarks.peers import Job, fast, onnx_runtime, openvino_runtime
+from hrnet_fast.apps.pictures.reading import normalize
 from hrnet_fast.bench import machine, report
-from hrnet_fast.pictures.reading import normalize
 from hrnet_fast.runtime import ways
 
 ROOT = Path(__file__).parent.parent

@@ -27,7 +27,7 @@ from hrnet_fast.bench.contenders import (
     fold_batchnorm,
 )  # fmt: skip
 from hrnet_fast.bench.harness import Contender, Prepared, compare
-from hrnet_fast.modules import ExchangeUnit, PlainExchangeUnit, PlainSegmentationHead, SegmentationHead
+from hrnet_fast.nn import ExchangeUnit, PlainExchangeUnit, PlainSegmentationHead, SegmentationHead
 from hrnet_fast.tolerances import OPERATOR
 
 CLASSES = 19  # Cityscapes

@@ -1,4 +1,4 @@
-"""The results of ``benchmarks.engines`` as tables: README's first one, and one with the medians of all contenders."""
+"""The results of ``benchmarks.engines`` as tables with the medians of all contenders; README's is overview.py's."""
 
 from collections.abc import Sequence
 
@@ -6,11 +6,11 @@ from rich.table import Table
 
 from benchmarks import peers
 from hrnet_fast.bench import machine
-from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, FAST, OPTIMIZED
+from hrnet_fast.bench.contenders import CHANNELS_LAST
 from hrnet_fast.bench.report import Case, Entry, Report, milliseconds
 
 PREFIX = "engines-"  # of the cases' names
-LEAD = "best of the others / ours"
+LEADS = ("over eager", "over the best other")  # what our best form is faster than
 NOTHING = "No results are stored yet: `python -m benchmarks.engines` measures them.\n"
 AGAIN = "Measure again: `python -m benchmarks.engines`, then `python -m benchmarks.readme_table`."
 
@@ -35,94 +35,74 @@ def columns(cases: Sequence[Case]) -> list[str]:
 
 
 def rows(cases: Sequence[Case]) -> list[list[str]]:
-    """A row per case: its name, a cell per contender (a star: off by more than the tolerance), our lead."""
+    """A row per case: its name (*: disturbed), a cell per contender (†: off by more than the tolerance), our leads."""
     names, found = columns(cases), []
     for case in cases:
         entries = {entry.name: entry for entry in case.entries if entry.seconds is not None}
-        cells = [milliseconds(entries[name].seconds.median) + ("" if entries[name].agrees else " *")
+        cells = [milliseconds(entries[name].seconds.median) + ("" if entries[name].agrees else " †")
                  if name in entries else "-" for name in names]  # fmt: skip
-        ratio = lead(case)
-        found.append([case.description, *cells, "-" if ratio is None else f"{ratio:.2f}x"])
+        ours = best(case, peers.ours())
+        over_eager = ours.speedup_over.get(CHANNELS_LAST) if ours else None
+        leads = [over_eager and over_eager.median, lead(case)]
+        found.append([case.description + (" *" if case.disturbed else ""), *cells,
+                      *("-" if ratio is None else f"{ratio:.2f}x" for ratio in leads)])  # fmt: skip
     return found
 
 
 def summary(cases: Sequence[Case]) -> Table:
     """For the terminal."""
     out = Table(title="medians of runs in turn", title_justify="left")
-    for name in ("", *columns(cases), LEAD):
+    for name in ("", *columns(cases), *LEADS):
         out.add_column(name, justify="right" if name else "left")
     for row in rows(cases):
         out.add_row(*row)
     return out
 
 
-def overviews(machines: Sequence[dict[str, Report]], order: Sequence[str]) -> str:
-    """README's first tables, one for each machine: ``optimize`` on whole networks, beside the best of all others.
+def markdown(machines: Sequence[dict[str, Report]], order: Sequence[str] = ()) -> str:
+    """A column for every contender, a table for every machine, from its stored results by the cases' names.
 
     Args:
-        machines: the stored results of each machine by the cases' names.
-        order: names of the cases to show; those that are not stored are left out.
+        order: names of the cases that come first, in this order.
     """
-    made = [_overview([reports[name] for name in order if name in reports]) for reports in machines]
-    made = [lines for lines in made if lines]
-    return "\n".join([*(line for lines in made for line in lines), AGAIN, ""]) if made else NOTHING
+
+    def place(name: str) -> int:
+        return order.index(name) if name in order else len(order)
+
+    made = []
+    for reports in machines:
+        stored = [reports[name] for name in sorted(reports, key=place) if name.startswith(PREFIX)]
+        made += _table(stored) if stored else []
+    return "\n".join([*made, AGAIN, ""]) if made else NOTHING
 
 
-def _overview(stored: Sequence[Report]) -> list[str]:
-    if not stored:
-        return []
-    lines = [*_machines(stored), "", "| | eager, channels_last | torch.compile | best of the others | hrnet_fast "
-             "| **hrnet_fast.optimize** | over eager | over the best |", "|---|--:|--:|--:|--:|--:|--:|--:|"]  # fmt: skip
-    lines += [_overview_row(report.cases[0]) for report in stored]
-    notes = ["Medians of runs in turn, batch 1, the same weights and photograph for all, each in its best form."]
-    if any(e.seconds and not e.agrees for report in stored for e in report.cases[0].entries):
-        notes.append("†: off by more than the tolerance of its dtype.")
-    if any(report.cases[0].disturbed for report in stored):
-        notes.append("*: other processes kept the cores busy meanwhile.")
-    return [*lines, "", " ".join(notes), ""]
+def machines_of(stored: Sequence[Report]) -> list[str]:
+    """A line for each machine; one that was measured on several commits names them all."""
+    commits: dict[str, list[str]] = {}
+    for report in stored:
+        text = machine.summary({**report.machine, "commit": None})
+        commits.setdefault(text, []).append(report.machine["commit"])
+    return [f"Measured on: {text}{_commits(names)}." for text, names in commits.items()]
 
 
-def _machines(stored: Sequence[Report]) -> list[str]:
-    return [f"Measured on: {text}." for text in dict.fromkeys(machine.summary(report.machine) for report in stored)]
-
-
-def _overview_row(case: Case) -> str:
-    timed = {entry.name: entry for entry in case.entries if entry.seconds is not None}
-    optimized = timed.get(OPTIMIZED)
-    other = best(case, [name for name in timed if name not in peers.ours()])
-    cells = [_milliseconds(timed.get(name)) for name in (CHANNELS_LAST, COMPILED)]
-    cells.append(f"{other.name}, {_milliseconds(other)}" if other else "-")
-    cells += [_milliseconds(timed.get(FAST)), f"**{_milliseconds(optimized)}**" if optimized else "-"]
-    for slower in (timed.get(CHANNELS_LAST), other):
-        ratio = optimized.speedup_over.get(slower.name) if optimized and slower else None
-        cells.append("-" if ratio is None else f"{ratio.median:.2f}x")
-    return f"| {case.description}{' *' if case.disturbed else ''} | {' | '.join(cells)} |"
-
-
-def _milliseconds(entry: Entry | None) -> str:
-    return "-" if entry is None else milliseconds(entry.seconds.median) + ("" if entry.agrees else " †")
-
-
-def markdown(machines: Sequence[dict[str, Report]]) -> str:
-    """A column for every contender, a table for every machine, from its stored results by the cases' names."""
-    made = [_table([r for name, r in reports.items() if name.startswith(PREFIX)]) for reports in machines]
-    made = [lines for lines in made if lines]
-    return "\n".join([*(line for lines in made for line in lines), AGAIN, ""]) if made else NOTHING
+def _commits(names: Sequence[str | None]) -> str:
+    known = list(dict.fromkeys(name for name in names if name))
+    return f"; commit{'s' if len(known) > 1 else ''} {', '.join(known)}" if known else ""
 
 
 def _table(stored: Sequence[Report]) -> list[str]:
     cases = [report.cases[0] for report in stored]
-    if not cases:
-        return []
     names = columns(cases)
-    lines = [*_machines(stored), "", f"| | {' | '.join([*names, LEAD])} |", "|---|" + "--:|" * (len(names) + 1)]
+    cpu = stored[0].machine["cpu"]
+    lines = [f"### {cpu['model']}, {cpu['kernel']}", "", f"| | {' | '.join([*names, *LEADS])} |"]
+    lines += ["|---|" + "--:|" * (len(names) + len(LEADS))]
     lines += [f"| {' | '.join(row)} |" for row in rows(cases)]
-    lines += ["", "Medians of runs in turn, batch 1, the same weights and photograph for all."]
-    lines += _failures(cases) + _errors(cases)
+    notes = [*machines_of(stored), "Medians of runs in turn, batch 1, the same weights and photograph for all."]
+    notes += _failures(cases) + _errors(cases)
     off = sorted({f"{e.name} ({e.error:.1e})" for case in cases for e in case.entries if e.seconds and not e.agrees})
-    lines += [f"A star: off by more than the tolerance of its dtype: {', '.join(off)}."] if off else []
-    lines += ["Other processes kept the cores busy meanwhile."] if any(case.disturbed for case in cases) else []
-    return [*lines, ""]
+    notes += [f"†: off by more than the tolerance of its dtype: {', '.join(off)}."] if off else []
+    notes += ["*: other processes kept the cores busy meanwhile."] if any(case.disturbed for case in cases) else []
+    return [*lines, "", *(f"- {note}" for note in notes), ""]
 
 
 def _errors(cases: Sequence[Case]) -> list[str]:

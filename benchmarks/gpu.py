@@ -21,9 +21,9 @@ import torch
 from benchmarks import gpu_cases, gpu_measure
 from benchmarks.gpu_cases import FAST, GpuCase
 from benchmarks.gpu_goals import goals_first, outcomes, share_of_copy, speedup
-from hrnet_fast import library
-from hrnet_fast.backends import cuda
 from hrnet_fast.bench import machine
+from hrnet_fast.ops import library
+from hrnet_fast.ops.backends import cuda
 
 LIMIT = 500.0  # seconds of a part, which has to end within 9 minutes
 SLACK = 40.0  # seconds more before it is ended from outside: it starts, and ends what it is at
@@ -141,7 +141,7 @@ def sanitize(results: Path, limit: float) -> int:
     if tool is None:
         print("compute-sanitizer is not installed: nothing was checked")
         return 0
-    suite = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/test_gpu.py", "-k", "sanitize"]
+    suite = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/ops/test_gpu.py", "-k", "sanitize"]
     return max(
         _run([tool, "--tool", check, "--error-exitcode", "9", *suite], limit / 2) for check in ("memcheck", "racecheck")
     )

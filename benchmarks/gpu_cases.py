@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 import hrnet_fast as hf
 from hrnet_fast.bench import contenders
-from hrnet_fast.convolution import FoldedConv
-from hrnet_fast.modules.exchange_unit import PlainExchangeUnit
-from hrnet_fast.modules.heads import PlainSegmentationHead
+from hrnet_fast.nn.exchange_unit import PlainExchangeUnit
+from hrnet_fast.nn.prepared_conv import PreparedConv
+from hrnet_fast.nn.segmentation_head import PlainSegmentationHead
 
 WIDTHS = {"w18": 18, "w32": 32, "w48": 48}
 SIZES = {"512x1024": (128, 256), "1024x2048": (256, 512)}  # of the image, and of stream 0
@@ -147,17 +147,17 @@ class BasicBlock(nn.Module):
 
 
 class FusedBasicBlock(nn.Module):
-    """The same weights as two FoldedConv."""
+    """The same weights as two PreparedConv."""
 
     def __init__(self, plain: BasicBlock):
         super().__init__()
         self.convs = plain.convs
-        self._folded: list[FoldedConv] = []
+        self._folded: list[PreparedConv] = []
 
     def forward(self, x: list[Tensor]) -> Tensor:
         if not self._folded:
             geometry = (1, 1), (1, 1), (1, 1), 1
-            self._folded = [FoldedConv(c.weight.detach(), c.bias.detach(), *geometry, relu)
+            self._folded = [PreparedConv(c.weight.detach(), c.bias.detach(), *geometry, relu)
                             for c, relu in zip(self.convs, (0, None))]  # fmt: skip
         first, second = self._folded
         return second.add_relu(first(x[0]), x[0])

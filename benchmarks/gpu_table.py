@@ -1,4 +1,4 @@
-"""README.md's table of GPU results, from the files that ``make gpu`` has stored; nothing is typed by hand."""
+"""The table of GPU results in docs/gpu.md, from the files that ``make gpu`` has stored; nothing is typed by hand."""
 
 import json
 import statistics

@@ -24,9 +24,9 @@ from rich.console import Console
 
 import hrnet_fast as hf
 from hrnet_fast import cli
+from hrnet_fast.apps.pictures import reading
 from hrnet_fast.bench import harness, images, machine, report
 from hrnet_fast.models import randomize
-from hrnet_fast.pictures import reading
 
 GOAL = 1.1  # of the command's time over the forward passes'
 # of the two samples: fractions left, top, right, bottom of a crop, the result's longer side, and whether it is mirrored

@@ -88,7 +88,7 @@ def table(cases: Sequence[Case]) -> Table:
 
 
 def markdown(reports: dict[str, Report]) -> str:
-    """For README.md, from all stored results by the cases' names."""
+    """For docs/results.md, from all stored results by the cases' names."""
     own = [reports[PREFIX + network.name] for network in NETWORKS if PREFIX + network.name in reports]
     stored = Report([report.cases[0] for report in own], own[0].machine) if own else None
     if stored is None or not rows(stored.cases):
@@ -98,7 +98,7 @@ def markdown(reports: dict[str, Report]) -> str:
     lines += [f"| {' | '.join(row)} |" for row in rows(stored.cases)]
     lines += ["", *notes(stored.cases), f"Measured on: {summary(stored.machine)}.",
               "Measure again: `python -m benchmarks.rivals`, then `python -m benchmarks.readme_table`.",
-              "", "![GFLOPs against measured time](benchmarks/results/rivals.png)", ""]  # fmt: skip
+              "", "![GFLOPs against measured time](../benchmarks/results/rivals.png)", ""]  # fmt: skip
     return "\n".join(lines)
 
 

@@ -14,7 +14,7 @@ from benchmarks.common import DTYPES, Case, randomize, streams
 from hrnet_fast.bench import machine, report
 from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, FAST, channels_last
 from hrnet_fast.bench.harness import Contender, Prepared, compare
-from hrnet_fast.modules import ExchangeUnit, PlainExchangeUnit
+from hrnet_fast.nn import ExchangeUnit, PlainExchangeUnit
 from hrnet_fast.tolerances import MODEL
 
 # A gradient is taken twice over a network's worth of rounding, and half-precision outputs near 0 flip the ReLU.

@@ -21,7 +21,7 @@ if WORKERS > 1:  # they share the cores, and so do the programs that they start
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
 import torch  # noqa: E402 - reads the variable at its import
 
-from hrnet_fast import library  # noqa: E402
+from hrnet_fast.ops import library  # noqa: E402
 
 # what the package, its extras and its tests use besides torch, triton, pytest, numpy and timm: names of modules
 OPTIONAL = {"rich", "safetensors", "PIL", "matplotlib", "sklearn", "onnx", "onnxscript", "onnxruntime", "tritonclient",

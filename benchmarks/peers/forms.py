@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from benchmarks.peers import Job
 from hrnet_fast.bench.contenders import fold_batchnorm
-from hrnet_fast.modules import PlainSegmentationHead
+from hrnet_fast.nn import PlainSegmentationHead
 
 OPSET = 18
 

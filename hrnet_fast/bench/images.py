@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hrnet_fast.apps.pictures import BadPicture
+from hrnet_fast.apps.pictures.reading import normalize, read, to_tensor
 from hrnet_fast.bench import BadInput
-from hrnet_fast.pictures import BadPicture
-from hrnet_fast.pictures.reading import normalize, read, to_tensor
 
 SAMPLES = ("china.jpg", "flower.jpg")  # scikit-learn's sample images, real photographs of 427x640 pixels
 SEED = 2  # of variants

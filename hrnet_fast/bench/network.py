@@ -15,7 +15,7 @@ from hrnet_fast.bench.memory import peak_bytes
 from hrnet_fast.bench.shares import shares
 from hrnet_fast.bench.variation import variation
 from hrnet_fast.models import multiply_adds, randomize
-from hrnet_fast.modules import PlainExchangeUnit, PlainHRFPN, PlainSegmentationHead
+from hrnet_fast.nn import PlainExchangeUnit, PlainHRFPN, PlainSegmentationHead
 from hrnet_fast.tolerances import MODEL
 
 GROUPS = {"exchange units": (PlainExchangeUnit,), "head": (PlainSegmentationHead, PlainHRFPN)}

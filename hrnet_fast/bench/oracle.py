@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hrnet_fast.call import ExchangeCall
+from hrnet_fast.ops.exchange.call import ExchangeCall
 
 
 def exact(call: ExchangeCall) -> Tensor:  # [N, C_out or C_p, H, W] float64

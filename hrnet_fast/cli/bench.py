@@ -7,12 +7,12 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from hrnet_fast import backends
 from hrnet_fast.bench import BadInput, drop_in, images, machine, network, report
 from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, EAGER, FAST, FAST_COMPILED, FOLDED, OPTIMIZED
 from hrnet_fast.cli.common import DTYPES, check_checkpoint, check_least, find_device
 from hrnet_fast.cli.verify import forced_backend
 from hrnet_fast.models import TASKS, configs
+from hrnet_fast.ops import backends
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,8 +6,8 @@ import os
 import torch
 from rich.table import Table
 
-from hrnet_fast import backends, library
 from hrnet_fast.bench import machine, report
+from hrnet_fast.ops import backends, library
 
 CAPABILITY_VARIABLE = "HRNET_FAST_CPU_CAPABILITY"
 CAPABILITIES = ("portable", "avx2", "avx512", "avx512_bf16", "amx")

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from hrnet_fast.modules.blocks import BasicBlock, Bottleneck
+from hrnet_fast.nn.residual_blocks import BasicBlock, Bottleneck
 
 
 def initialize_segmentation(model: nn.Module) -> None:

@@ -6,9 +6,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from hrnet_fast.patching.adapters import ADAPTERS
+from hrnet_fast.patching.class_swap import Adapter, Patched, apply, restore
+from hrnet_fast.patching.families import ADAPTERS
 from hrnet_fast.patching.report import PatchReport, Row
-from hrnet_fast.patching.swap import Adapter, Patched, apply, restore
 
 __all__ = ["PatchReport", "Row", "patch", "unpatch"]
 

@@ -5,9 +5,10 @@ import copy
 
 import pytest
 import torch
-from judge import INTERNAL, called, judge, leaves, leaves_differ, told
-from random_programs import STEPS, arguments, build, kinds, surroundings
-from snapshot import differences, snapshot, strangers
+
+from support.judge import INTERNAL, called, judge, leaves, leaves_differ, told
+from support.random_programs import STEPS, arguments, build, kinds, surroundings
+from support.snapshot import differences, snapshot, strangers
 
 PROGRAMS, CHUNK = 600, 25
 SIZES = ((2, 32, 48), (1, 33, 47), (3, 40, 31))  # batch, height, width
@@ -98,7 +99,7 @@ class TestSnapshot:
         assert any(said in sentence for sentence in self.changes(change))
 
     def test_changes_of_classes_globals_hooks_and_closures_are_seen(self):
-        import random_programs
+        from support import random_programs
 
         seen = []
         program = build(3)

@@ -6,17 +6,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from hrnet_fast import library
 from hrnet_fast.network.integers import Factor
 from hrnet_fast.network.nodes import Graph, Refused
 from hrnet_fast.network.sums import Step, Weight
+from hrnet_fast.ops import library
 from hrnet_fast.runtime.cpu import tiled_steps
+from hrnet_fast.runtime.cpu.encode import DTYPES, Program
 from hrnet_fast.runtime.cpu.operations import Lowered
 from hrnet_fast.runtime.cpu.packed_weights import PackedWeights
 from hrnet_fast.runtime.cpu.profile import Profile
-from hrnet_fast.runtime.cpu.program import DTYPES, Program
 from hrnet_fast.runtime.cpu.steps import lower
-from hrnet_fast.runtime.cpu.tiled_program import TiledProgram
+from hrnet_fast.runtime.cpu.tiled_encode import TiledProgram
 from hrnet_fast.runtime.normalization import Normalization
 
 
