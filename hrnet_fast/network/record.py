@@ -116,7 +116,8 @@ def _one_call(model: nn.Module, recorder: "_Recorder", twins: list, args: tuple,
         if isinstance(leaf, Tensor):
             image = fake(recorder.fake, leaf.shape, leaf.dtype, leaf.device, leaf.stride())
             value = recorder.know(image, Value(tuple(leaf.shape), leaf.dtype))
-            leaves[k] = torch._to_functional_tensor(image)
+            with recorder:  # it answers for the device; a fake tensor on its own lets torch.distributed be imported
+                leaves[k] = torch._to_functional_tensor(image)
             inputs.append((value, leaves[k]))
     given, named = build(leaves)
     with (
