@@ -1,4 +1,5 @@
 // Weights of planned convolutions in the order in which the kernels read them.
+#include <algorithm>
 #include <cstring>
 
 #include "../checked.h"
@@ -16,8 +17,7 @@ struct Packing {
   const float* weight;
   float* packed;
   int64_t c_out, c_in, taps;
-  int n;              // rows of the filter's transform; 0: none
-  const double (*g)[3];
+  int n;  // rows of the filter's transform; 0: none
   bool pairs;
 };
 
@@ -31,31 +31,45 @@ constexpr double kG4[6][3] = {{1, 0, 0},
                               {0, 0, 1}};
 constexpr double kG2[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
 
-// A filter at a tap, or transformed at a point.
-class Filter {
- public:
-  Filter(const Packing& p, int64_t channel, int64_t c) : n_(p.n), g_(p.g) {
-    present_ = channel < p.c_out && c < p.c_in;
-    if (!present_) return;
-    tap_ = p.weight + (channel * p.c_in + c) * p.taps;
-    for (int r = 0; r < n_; ++r)  // g w
-      for (int x = 0; x < 3; ++x) half_[r][x] = g_[r][0] * tap_[x] + g_[r][1] * tap_[3 + x] + g_[r][2] * tap_[6 + x];
-  }
-  float at(int64_t point) const {
-    if (!present_) return 0.f;
-    if (n_ == 0) return tap_[point];
-    const double (&h)[3] = half_[point / n_];
-    const double (&g)[3] = g_[point % n_];
-    return static_cast<float>(h[0] * g[0] + h[1] * g[1] + h[2] * g[2]);
-  }
+using Values = float[kChannelBlock];
+constexpr int64_t kMaxPoints = kMaxKernel * kMaxKernel;
 
- private:
-  const int n_;
-  const double (*const g_)[3];
-  bool present_;
-  const float* tap_;
-  double half_[6][3];
-};
+template <int n>
+void transform(const double (&g)[n][3], const double (&w)[9][kChannelBlock], Values* to) {
+  double half[n][3][kChannelBlock];
+  for (int r = 0; r < n; ++r)
+    for (int x = 0; x < 3; ++x)
+      for (int64_t o = 0; o < kChannelBlock; ++o)
+        half[r][x][o] = g[r][0] * w[x][o] + g[r][1] * w[3 + x][o] + g[r][2] * w[6 + x][o];
+  for (int r = 0; r < n; ++r)
+    for (int s = 0; s < n; ++s)
+      for (int64_t o = 0; o < kChannelBlock; ++o)
+        to[r * n + s][o] =
+            static_cast<float>(half[r][0][o] * g[s][0] + half[r][1][o] * g[s][1] + half[r][2][o] * g[s][2]);
+}
+
+// The filters from an input channel to a block of output channels, at every tap or transformed at every point; zeros
+// where a channel is not there.
+void filters(const Packing& p, int64_t block, int64_t c, Values* to) {
+  const int64_t first = block * kChannelBlock, last = c < p.c_in ? std::min(kChannelBlock, p.c_out - first) : 0;
+  const auto tap = [&](int64_t o, int64_t i) {
+    return o < last ? p.weight[((first + o) * p.c_in + c) * p.taps + i] : 0.f;
+  };
+  if (p.n == 0) {
+    for (int64_t i = 0; i < p.taps; ++i)
+      for (int64_t o = 0; o < kChannelBlock; ++o) to[i][o] = tap(o, i);
+    return;
+  }
+  double w[9][kChannelBlock];
+  for (int64_t o = 0; o < kChannelBlock; ++o)
+    for (int64_t i = 0; i < 9; ++i) w[i][o] = tap(o, i);
+  if (p.n == 6)
+    transform(kG4, w, to);
+  else
+    transform(kG2, w, to);
+  for (int64_t i = 0; i < p.n * p.n; ++i)  // not zeros of another sign
+    for (int64_t o = last; o < kChannelBlock; ++o) to[i][o] = 0.f;
+}
 
 // One block of output channels: [tap or point][c_in][kChannelBlock], zeros behind the last channel. With pairs two
 // input channels, rounded to bfloat16, lie in the bits of a float: [tap or point][c_in / 2][kChannelBlock].
@@ -63,22 +77,20 @@ void pack_blocks(int64_t begin, int64_t end, void* context) {
   const Packing& p = *static_cast<const Packing*>(context);
   const int64_t points = p.n == 0 ? p.taps : int64_t{p.n} * p.n, depth = p.pairs ? (p.c_in + 1) / 2 : p.c_in;
   const int64_t step = depth * kChannelBlock;
+  Values low[kMaxPoints], high[kMaxPoints];
   for (int64_t block = begin; block < end; ++block)
-    for (int64_t o = 0; o < kChannelBlock; ++o)
-      for (int64_t c = 0; c < depth; ++c) {
-        const int64_t channel = block * kChannelBlock + o;
-        float* to = p.packed + block * points * step + c * kChannelBlock + o;
-        if (p.pairs) {
-          const Filter low(p, channel, 2 * c), high(p, channel, 2 * c + 1);
-          for (int64_t i = 0; i < points; ++i) {
-            const uint32_t both = to_bfloat16(low.at(i)).bits | uint32_t{to_bfloat16(high.at(i)).bits} << 16;
-            std::memcpy(to + i * step, &both, sizeof(both));
-          }
-        } else {
-          const Filter filter(p, channel, c);
-          for (int64_t i = 0; i < points; ++i) to[i * step] = filter.at(i);
+    for (int64_t c = 0; c < depth; ++c) {
+      filters(p, block, p.pairs ? 2 * c : c, low);
+      if (p.pairs) filters(p, block, 2 * c + 1, high);
+      float* to = p.packed + block * points * step + c * kChannelBlock;
+      for (int64_t i = 0; i < points; ++i, to += step) {
+        for (int64_t o = 0; p.pairs && o < kChannelBlock; ++o) {
+          const uint32_t both = to_bfloat16(low[i][o]).bits | uint32_t{to_bfloat16(high[i][o]).bits} << 16;
+          std::memcpy(&low[i][o], &both, sizeof(both));
         }
+        std::memcpy(to, low[i], sizeof(Values));
       }
+    }
 }
 
 }  // namespace
@@ -91,8 +103,7 @@ int64_t packed_weight_size(Algorithm algorithm, int64_t c_out, int64_t c_in, int
 
 void pack_weights(Algorithm algorithm, const float* weight, int64_t c_out, int64_t c_in, int kernel, float* packed) {
   const int n = rows_of(algorithm);
-  Packing packing = {
-      weight, packed, c_out, c_in, int64_t{kernel} * kernel, n, n == 6 ? kG4 : kG2, has_pairs(algorithm)};
+  Packing packing = {weight, packed, c_out, c_in, int64_t{kernel} * kernel, n, has_pairs(algorithm)};
   parallel_for(blocks_of(c_out), 1, pack_blocks, &packing);
 }
 

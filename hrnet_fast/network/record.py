@@ -17,13 +17,12 @@ from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeTensor,
-    FakeTensorMode,
 )
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hrnet_fast.network.fake_results import fake, result_of
+from hrnet_fast.network.fake_results import Fakes, fake, result_of
 from hrnet_fast.network.nodes import Constant, Constants, Graph, Node, Refused, Value, same
 from hrnet_fast.network.trees import flatten, flatten_arguments
 from hrnet_fast.network.untouched import untouched
@@ -117,7 +116,8 @@ def _one_call(model: nn.Module, recorder: "_Recorder", twins: list, args: tuple,
         if isinstance(leaf, Tensor):
             image = fake(recorder.fake, leaf.shape, leaf.dtype, leaf.device, leaf.stride())
             value = recorder.know(image, Value(tuple(leaf.shape), leaf.dtype))
-            leaves[k] = torch._to_functional_tensor(image)
+            with recorder:  # it answers for the device; a fake tensor on its own lets torch.distributed be imported
+                leaves[k] = torch._to_functional_tensor(image)
             inputs.append((value, leaves[k]))
     given, named = build(leaves)
     with (
@@ -235,10 +235,15 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, constants: Constants):
         super().__init__()
         self.constants = constants
-        self.fake = FakeTensorMode(allow_non_fake_inputs=True)
+        self.fake = Fakes()
         self.alive: list[Tensor] = []
         self._known: dict[int, Value | Constant] = {}
         self.begin()
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """Of torch's: whether dispatching goes through torch._dynamo, whose import takes longer than a recording."""
+        return False
 
     def begin(self) -> None:
         """A new call."""

@@ -94,6 +94,18 @@ class Sizes:
         """A number among the arguments in all recordings; None where it is the same in all."""
         return self._arguments.get((node, leaf))
 
+    def explained(self) -> None:
+        """Checks that every number that differs is made of sizes.
+
+        Raises:
+            Refused: one is not.
+        """
+        known = Known(self)
+        for value in self._twins:
+            known.see(value)
+        for numbers in self._arguments.values():
+            known.made_of(numbers)
+
     def _match(self, nodes: tuple[Node, ...]) -> None:
         first = nodes[0]
         if len({n.operator for n in nodes}) > 1:
@@ -139,6 +151,15 @@ class Sizes:
         if any(len(t.shape) != len(tensors[0].shape) or t.dtype != tensors[0].dtype for t in tensors):
             raise Refused("its ranks or dtypes depend on the size of the image")
         self._twins[tensors[0]] = tensors
+
+
+def of_one_network(graphs: Sequence[Graph]) -> bool:
+    """Whether graphs differ in nothing but sizes: operators, who reads what, constants and all other arguments."""
+    try:
+        Sizes(graphs).explained()
+    except Refused:
+        return False
+    return True
 
 
 def _side_by_side(lists: Sequence[Sequence]) -> list[tuple]:

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import functools
 import gc
+import operator
 import types
 import weakref
 from collections.abc import Callable, Iterator
@@ -15,6 +16,8 @@ from torch._subclasses.fake_tensor import FakeTensor
 from hrnet_fast.network.nodes import Refused
 
 _CONTAINERS = (dict, list, set, collections.deque)
+# What most attributes are: nothing can be stored in them.
+_LEAVES = frozenset((str, int, float, bool, type(None), Tensor, nn.Parameter))
 _DEPTH = 4  # of containers in containers
 
 
@@ -95,7 +98,8 @@ class _Snapshot:
             self._seen.add(id(x))
             self._containers.append((x, x.copy(), name))
             for inner in list(x.values() if isinstance(x, dict) else x):
-                self._follow(inner, depth - 1, name)
+                if type(inner) not in _LEAVES:
+                    self._follow(inner, depth - 1, name)
         elif isinstance(x, tuple):
             for inner in x:
                 self._follow(inner, depth - 1, name)
@@ -144,9 +148,9 @@ class _Snapshot:
 
 
 def _same(x: Any, before: Any) -> bool:
-    if len(x) != len(before) or not all(a is b for a, b in zip(x, before)):
+    if len(x) != len(before) or not all(map(operator.is_, x, before)):
         return False
-    return not isinstance(x, dict) or all(a is b for a, b in zip(x.values(), before.values()))
+    return not isinstance(x, dict) or all(map(operator.is_, x.values(), before.values()))
 
 
 def _news(x: Any, before: Any) -> list:

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hrnet_fast.network.levels import levels
 from hrnet_fast.network.nodes import Constant, Graph, Value
 from hrnet_fast.network.sums import Call, Step, Sum, Weight
 from hrnet_fast.nn.prepared_conv import PreparedConv
@@ -108,13 +109,12 @@ class TorchPlan:
 
     def __init__(self, owner: TorchSteps, graph: Graph, steps: list[Step]):
         self._owner, self._graph, self.steps = owner, graph, len(steps)
-        levels = (
-            _levels(steps, graph.outputs())
-            if owner.branches is not None
-            else [([s], d) for s, d in _deaths(steps, graph)]
-        )
+        if owner.branches is None:
+            parts = [([step], dead) for step, dead in _deaths(steps, graph)]
+        else:  # nothing is freed
+            parts = [(level, []) for level in levels(steps, lambda s: s.inputs(), lambda s: s.outputs())]
         # of each level the functions that run its steps, and the values that nobody reads afterwards
-        self._levels = [([self._prepared(s) for s in level], dead) for level, dead in levels]
+        self._levels = [([self._prepared(s) for s in level], dead) for level, dead in parts]
 
     def __call__(self, inputs: list[Tensor], observe: Callable[[Value, Tensor], None] | None = None) -> list[Tensor]:
         """The graph's ``outputs()`` for the network's inputs, in new memory.
@@ -218,16 +218,3 @@ def _deaths(steps: list[Step], graph: Graph) -> list[tuple[Step, list[Value]]]:
         read.update(dead)
         found.append((step, dead))
     return found[::-1]
-
-
-def _levels(steps: list[Step], outputs: list[Value]) -> list[tuple[list[Step], list[Value]]]:
-    """Steps sorted by the longest way to them: those of one level do not depend on each other. Nothing is freed."""
-    level_of: dict[Value, int] = {}
-    levels: list[list[Step]] = []
-    for step in steps:
-        level = 1 + max((level_of.get(v, -1) for v in step.inputs()), default=-1)
-        level_of.update(dict.fromkeys(step.outputs(), level))
-        while len(levels) <= level:
-            levels.append([])
-        levels[level].append(step)
-    return [(level, []) for level in levels]

@@ -4,9 +4,10 @@ import contextlib
 import copy
 import fnmatch
 import functools
+import gc
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ from hrnet_fast.network.names import names
 from hrnet_fast.network.nodes import Constant, Constants, Graph, Refused, Value
 from hrnet_fast.network.passes import steps_of
 from hrnet_fast.network.record import record
+from hrnet_fast.network.sizes import of_one_network
 from hrnet_fast.network.sums import Call, Step, Weight, exchanges
 from hrnet_fast.network.trees import flatten
 from hrnet_fast.network.untouched import restored
@@ -84,7 +86,8 @@ class Ways:
         if on_gpu and settings["cuda_graph"] is not False:
             self._graphs = GraphedModule(self._run_by_torch, max_graphs=settings["max_shapes"])
         self._cast: list[nn.Module] = []  # the model in another dtype, once it is needed
-        self._operators: tuple | None = None  # of a graph that was right beside the model, and what ran it
+        self._trusted: dict[tuple, Graph] = {}  # the last graph that was right beside the model, by what ran it
+        self._kernels: set[tuple] = set()  # that have run in a program that was right
         self._factors: dict[str, Factor] = {}  # what convolutions multiply in bytes, by their names
         self._integers_pay = False  # they were measured to be faster
         self._why_not_integers: str | None = None
@@ -109,6 +112,10 @@ class Ways:
         Raises:
             TypeError, ValueError: the model does not take the example.
         """
+        with _no_collector():
+            return self._prepare(call, is_example)
+
+    def _prepare(self, call: Arguments, is_example: bool) -> Prepared:
         try:
             graph, steps, _ = self.record(call, calls=2 if is_example else 1)
         except Refused as error:
@@ -126,9 +133,7 @@ class Ways:
                 continue
             prepared = Prepared(run, graph, steps, engine, why if reason is None else reason)
             products = getattr(run, "products", self._settings["dtype"])
-            operators = (engine, products, *(n.operator for n in graph.nodes))
-            # it was right for another shape; what int8 loses depends on the images
-            if operators == self._operators and products != torch.int8:
+            if self._is_trusted(prepared, products):
                 return prepared
             if expected is None:
                 leaves, expected = self._expectation(call)
@@ -136,12 +141,24 @@ class Ways:
                     return Prepared(None, None, [], "model", f"the model itself raises: {expected}")
             reason = self._why_wrong(prepared, products, call, leaves, expected)
             if reason is None:
-                self._operators = operators
+                self._trusted[engine, products] = graph
+                self._kernels |= getattr(run, "kernels", set())
                 return prepared
             what = "int8" if products == torch.int8 else repr(engine)
             reason = f"{what} gave something else than the model: {reason}"
             _LOG.warning("%s", reason)
         return Prepared(None, None, [], "model", reason)
+
+    def _is_trusted(self, prepared: Prepared, products: torch.dtype) -> bool:
+        """Whether a trial of another shape says that this program is right, too.
+
+        A trial costs as much as all the rest of preparing a shape. It is left out if the network is the same but for
+        sizes (who reads what, every number that is no size, every constant), which was recorded for this very shape, and
+        if every kernel that the program has was right in a trial. What int8 loses depends on the images.
+        """
+        before = self._trusted.get((prepared.engine, products))
+        known = getattr(prepared.run, "kernels", set()) <= self._kernels
+        return products != torch.int8 and before is not None and known and of_one_network([before, prepared.graph])
 
     def _candidates(self, call: Arguments, graph: Graph, steps: list[Step]) -> list[Candidate]:
         """Ways to run it, the one that is to be tried first in front."""
@@ -350,6 +367,18 @@ class Ways:
 
     def _run_by_torch(self, key: tuple, *tensors: Tensor) -> list[Tensor]:
         return self._graphed(list(tensors))  # the steps of the shape that is being run
+
+
+@contextlib.contextmanager
+def _no_collector() -> Iterator[None]:
+    """Python's collector of cycles would go through all of torch, 0.2 s each time, and recordings leave few of them."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def _random(call: Arguments) -> list[Tensor]:

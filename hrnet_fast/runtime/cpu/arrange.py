@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from hrnet_fast.network.levels import levels
 from hrnet_fast.runtime.cpu.operations import (
     DIRECT,
     MAX_CONVOLUTIONS,
@@ -17,20 +18,16 @@ from hrnet_fast.runtime.normalization import Normalization
 
 
 def by_level(operations: list[Operation]) -> list[list[Operation]]:
-    """Operations sorted by the longest way to them: those of one level do not depend on each other."""
-    level_of: dict[Buffer, int] = {}
-    levels: list[list[Operation]] = []
-    for operation in operations:
-        read = [image.buffer for image in operation.reads()] + getattr(operation, "results", [])
-        level = max((level_of.get(buffer, -1) for buffer in read), default=-1) + 1
-        outputs = operation.outputs if isinstance(operation, TorchCall) else [operation.output.buffer]
-        for buffer in outputs:
-            if buffer is not None:
-                level_of[buffer] = level
-        while len(levels) <= level:
-            levels.append([])
-        levels[level].append(operation)
-    return levels
+    """Operations in levels, those of one of which do not depend on each other."""
+
+    def reads(operation: Operation) -> list[Buffer]:
+        return [image.buffer for image in operation.reads()] + getattr(operation, "results", [])
+
+    def makes(operation: Operation) -> list[Buffer]:
+        found = operation.outputs if isinstance(operation, TorchCall) else [operation.output.buffer]
+        return [buffer for buffer in found if buffer is not None]
+
+    return levels(operations, reads, makes)
 
 
 def join(level: list[Operation], external: set[Buffer]) -> list[Operation]:

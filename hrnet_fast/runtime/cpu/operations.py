@@ -145,3 +145,15 @@ class Lowered:
     values: dict[Value, Buffer] = field(default_factory=dict)  # results of TorchCalls, and inputs that are no images
     normalization: Normalization | None = None  # that the image needs before the first step
     dtype: torch.dtype = torch.float32  # that was recorded, and stands for the network's
+
+    def kernels(self) -> set[tuple]:
+        """What runs: kinds of operations, with what chooses another inner loop or another way of using it."""
+        return {_kernel(op) for step in self.steps for op in step}
+
+
+def _kernel(op: Operation) -> tuple:
+    if isinstance(op, Convolution):
+        return Convolution, op.algorithm, op.kernel, op.stride, len(op.sources) > 1, op.residual is not None
+    if isinstance(op, Exchange):
+        return Exchange, op.mode, op.align_corners, op.projection is not None
+    return (type(op), op.call.node.operator) if isinstance(op, TorchCall) else (type(op),)

@@ -12,6 +12,7 @@ from hrnet_fast.network.sums import Step, Weight
 from hrnet_fast.ops import library
 from hrnet_fast.runtime.cpu import tiled_steps
 from hrnet_fast.runtime.cpu.encode import DTYPES, Program
+from hrnet_fast.runtime.cpu.operations import Lowered
 from hrnet_fast.runtime.cpu.packed_weights import PackedWeights
 from hrnet_fast.runtime.cpu.profile import Profile
 from hrnet_fast.runtime.cpu.steps import lower
@@ -100,11 +101,11 @@ class Planned:
         pairs = self._dtype == torch.bfloat16 and torch.ops.hrnet_fast.has_bfloat16_pairs()
         lowered = lower(graph, steps, self._winograd, pairs, self._normalization, self._weights.has)
         program = Program(lowered, self._weights, self._dtype)
-        return Plan(self, program, len(lowered.steps), self._dtype, is_in_doubt(self._dtype))
+        return Plan(self, program, lowered, self._dtype, is_in_doubt(self._dtype))
 
     def _tiled(self, graph: Graph, steps: list[Step], products: torch.dtype, factors: Mapping | None) -> "Plan":
         lowered = tiled_steps.lower(graph, steps, self._normalization, factors)
-        return Plan(self, TiledProgram(lowered, self._weights, self._dtype), len(lowered.steps), products, False)
+        return Plan(self, TiledProgram(lowered, self._weights, self._dtype), lowered, products, False)
 
     def arena(self, size: int) -> Tensor:
         """At least so many bytes, the same ones for all plans."""
@@ -127,13 +128,14 @@ class Plan:
     Args:
         owner: has its memory.
         program: what runs.
-        steps: how many there are.
+        lowered: what it was made of.
         products: the dtype in which convolutions multiply.
         in_doubt: whether torch's operators may be faster.
     """
 
-    def __init__(self, owner: Planned, program: Program, steps: int, products: torch.dtype, in_doubt: bool):
-        self._owner, self._program, self.steps, self.products, self.in_doubt = owner, program, steps, products, in_doubt
+    def __init__(self, owner: Planned, program: Program, lowered: Lowered, products: torch.dtype, in_doubt: bool):
+        self._owner, self._program, self.products, self.in_doubt = owner, program, products, in_doubt
+        self.steps, self.kernels = len(lowered.steps), lowered.kernels()
 
     def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
         """The graph's ``outputs()`` for the network's inputs, in new memory."""
