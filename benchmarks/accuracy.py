@@ -221,8 +221,14 @@ def main(argv: Sequence[str] | None = None) -> int:
             parser.error(f"--{name}: expected at least 1, got {getattr(given, name)}")
     names = [name for name in CONTENDERS if not (given.no_peers and name in accuracy_table.PEERS)]
     images, labels = pictures(given.images, HELD_OUT_SEED)
-    options = {"steps": given.steps, "seeds": given.seeds, "batch": BATCH, "size": SIZE, "images": given.images,
-               "calibration_images": CALIBRATION_IMAGES}  # fmt: skip
+    options = {
+        "steps": given.steps,
+        "seeds": given.seeds,
+        "batch": BATCH,
+        "size": SIZE,
+        "images": given.images,
+        "calibration_images": CALIBRATION_IMAGES,
+    }
     measured = []
     given.results.mkdir(parents=True, exist_ok=True)
     for network in given.networks:

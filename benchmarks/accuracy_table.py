@@ -39,8 +39,17 @@ def lines(measured: dict) -> list[Line]:
     made = []
     for name, values in found.items():
         mious, lost, agreement = zip(*values, strict=True)
-        made.append(Line(measured["network"], name, statistics.fmean(mious), statistics.fmean(lost), max(lost),
-                         statistics.fmean(agreement), len(values)))  # fmt: skip
+        made.append(
+            Line(
+                measured["network"],
+                name,
+                statistics.fmean(mious),
+                statistics.fmean(lost),
+                max(lost),
+                statistics.fmean(agreement),
+                len(values),
+            )
+        )
     return made
 
 

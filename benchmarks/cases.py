@@ -90,8 +90,9 @@ def streams(channels: Sequence[int], height: int, width: int) -> list[Tensor]:
     return cast(made, layout=torch.channels_last)
 
 
-def part_problem(device: torch.device | str, *, part: str, channels: Sequence[int], size: tuple[int, int],
-                 dtype: torch.dtype) -> Problem:  # fmt: skip
+def part_problem(
+    device: torch.device | str, *, part: str, channels: Sequence[int], size: tuple[int, int], dtype: torch.dtype
+) -> Problem:
     """A part of HRNet on random streams of these channels; ``size``: of the first, height and width."""
     kind, channels = PARTS[part], list(channels)
     x = streams([channels[0]] * len(channels) if kind.same_channels else channels, *size)
@@ -121,8 +122,9 @@ def _to(value, device: torch.device | str):
     return value.to(device) if isinstance(value, Tensor) else type(value)(_to(item, device) for item in value)
 
 
-def _part(name: str, what: str, dtype: str, contenders: Sequence[str], baseline: str = FOLDED, tolerances=OPERATOR,
-          **options) -> Case:  # fmt: skip
+def _part(
+    name: str, what: str, dtype: str, contenders: Sequence[str], baseline: str = FOLDED, tolerances=OPERATOR, **options
+) -> Case:
     make = functools.partial(part_problem, dtype=DTYPES[dtype], **options)
     return Case(f"{name}-{dtype}", f"{what}, {dtype}", DTYPES[dtype], make, contenders, baseline, tolerances)
 
@@ -130,22 +132,61 @@ def _part(name: str, what: str, dtype: str, contenders: Sequence[str], baseline:
 def suite(dtype: str) -> Iterator[Case]:
     """The parts and whole networks on a CPU in a floating-point dtype."""
     exchange, forms = [FOLDED, COMPILED, FAST], [CHANNELS_LAST, FOLDED, COMPILED, FAST]
-    training = {"contenders": [CHANNELS_LAST, COMPILED, FAST], "baseline": CHANNELS_LAST, "tolerances": MODEL,
-                "size": (128, 128)}  # fmt: skip
+    training = {
+        "contenders": [CHANNELS_LAST, COMPILED, FAST],
+        "baseline": CHANNELS_LAST,
+        "tolerances": MODEL,
+        "size": (128, 128),
+    }
     for (h, w), c in itertools.product(((128, 128), (128, 256)), (18, 32, 48)):
-        yield _part(f"exchange-c{c}-{h}x{w}", f"exchange, stage 4 output 0, c={c}, {h}x{w}", dtype, exchange,
-                    part="exchange", channels=_doubling(c), size=(h, w))  # fmt: skip
+        yield _part(
+            f"exchange-c{c}-{h}x{w}",
+            f"exchange, stage 4 output 0, c={c}, {h}x{w}",
+            dtype,
+            exchange,
+            part="exchange",
+            channels=_doubling(c),
+            size=(h, w),
+        )
     for c in (18, 48):
-        yield _part(f"order-c{c}-128x128", f"the paper's order against the official one, c={c}, 128x128", dtype,
-                    [PAPER, *exchange], PAPER, part="exchange", channels=_doubling(c), size=(128, 128))  # fmt: skip
+        yield _part(
+            f"order-c{c}-128x128",
+            f"the paper's order against the official one, c={c}, 128x128",
+            dtype,
+            [PAPER, *exchange],
+            PAPER,
+            part="exchange",
+            channels=_doubling(c),
+            size=(128, 128),
+        )
     for c, stage in itertools.product((18, 32, 48), (2, 3, 4)):
-        yield _part(f"unit-w{c}-stage{stage}", f"exchange unit of stage {stage}, w{c}, 512x512", dtype, forms,
-                    part="unit", channels=_doubling(c, stage), size=(128, 128))  # fmt: skip
+        yield _part(
+            f"unit-w{c}-stage{stage}",
+            f"exchange unit of stage {stage}, w{c}, 512x512",
+            dtype,
+            forms,
+            part="unit",
+            channels=_doubling(c, stage),
+            size=(128, 128),
+        )
     for c in (18, 48):
-        yield _part(f"head-w{c}-128x128", f"V2 segmentation head, w{c}, 128x128", dtype, forms, part="head",
-                    channels=_doubling(c), size=(128, 128))  # fmt: skip
-        yield _part(f"backward-c{c}-128x128", f"backward of the exchange, stage 4 output 0, c={c}, 128x128", dtype,
-                    part="backward", channels=_doubling(c), **training)  # fmt: skip
+        yield _part(
+            f"head-w{c}-128x128",
+            f"V2 segmentation head, w{c}, 128x128",
+            dtype,
+            forms,
+            part="head",
+            channels=_doubling(c),
+            size=(128, 128),
+        )
+        yield _part(
+            f"backward-c{c}-128x128",
+            f"backward of the exchange, stage 4 output 0, c={c}, 128x128",
+            dtype,
+            part="backward",
+            channels=_doubling(c),
+            **training,
+        )
         # In half precision even the plain unit's gradients are far off: statistics and ReLUs multiply errors.
         if dtype == "float32":
             what = f"exchange unit of stage 4 in training, forward and backward, w{c}, 512x512"
@@ -155,22 +196,49 @@ def suite(dtype: str) -> Iterator[Case]:
     whole = [EAGER, CHANNELS_LAST, FOLDED, COMPILED, FAST_COMPILED, FAST, OPTIMIZED]
     for size, c in itertools.product(((512, 512), (512, 1024)), (18, 32, 48)):
         at = f"{size[0]}x{size[1]}"
-        yield networks.network(f"model-w{c}-{at}-{dtype}", f"HRNet-W{c} segmentation, {at}, {dtype}", whole,
-                               dtype=DTYPES[dtype], model=f"hrnet_w{c}", task="segmentation", size=size)  # fmt: skip
+        yield networks.network(
+            f"model-w{c}-{at}-{dtype}",
+            f"HRNet-W{c} segmentation, {at}, {dtype}",
+            whole,
+            dtype=DTYPES[dtype],
+            model=f"hrnet_w{c}",
+            task="segmentation",
+            size=size,
+        )
     whole = [form for form in whole if form != FAST_COMPILED]
     for c, s, n in itertools.product((18, 48), (224, 512), (1, 8)):
-        yield networks.drop_in(f"timm-w{c}-{s}x{s}-b{n}-{dtype}",
-                               f"timm's hrnet_w{c}, patched, {s}x{s}, batch {n}, {dtype}", whole,
-                               dtype=DTYPES[dtype], model=f"hrnet_w{c}", size=(s, s), batch=n)  # fmt: skip
+        yield networks.drop_in(
+            f"timm-w{c}-{s}x{s}-b{n}-{dtype}",
+            f"timm's hrnet_w{c}, patched, {s}x{s}, batch {n}, {dtype}",
+            whole,
+            dtype=DTYPES[dtype],
+            model=f"hrnet_w{c}",
+            size=(s, s),
+            batch=n,
+        )
 
 
 def engine(width: str, task: str, size: tuple[int, int], dtype: str) -> Case:
     """A whole network against other inference engines, each in its best form."""
     at = f"{size[0]}x{size[1]}"
-    make = functools.partial(networks.network_problem, model=f"hrnet_{width}", task=task, size=size,
-                             dtype=DTYPES[dtype], fold_eager=True, calibrated=dtype == "int8")  # fmt: skip
-    return Case(f"{ENGINES}{width}-{task}-{at}-{dtype}", f"HRNet-{width.upper()} {task}, {at}, {dtype}", DTYPES[dtype],
-                make, others.ENGINES, slack=SLACK, alone=others.resident_peak)  # fmt: skip
+    make = functools.partial(
+        networks.network_problem,
+        model=f"hrnet_{width}",
+        task=task,
+        size=size,
+        dtype=DTYPES[dtype],
+        fold_eager=True,
+        calibrated=dtype == "int8",
+    )
+    return Case(
+        f"{ENGINES}{width}-{task}-{at}-{dtype}",
+        f"HRNet-{width.upper()} {task}, {at}, {dtype}",
+        DTYPES[dtype],
+        make,
+        others.ENGINES,
+        slack=SLACK,
+        alone=others.resident_peak,
+    )
 
 
 def _doubling(c: int, count: int = 4) -> list[int]:

@@ -9,8 +9,9 @@ from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, FAST, FOLDED, O
 
 ONNX_RUNTIME, OPENVINO = "ONNX Runtime", "OpenVINO"
 BACKENDS = {f"{FAST} {name}": {"HRNET_FAST_BACKEND": name} for name in ("triton", "cuda")}
-EPILOGUES = {f"{FAST} {name}": {"HRNET_FAST_CUDNN_EPILOGUE": value}
-             for name, value in (("conv2d", "0"), ("cuDNN epilogue", "1"))}  # fmt: skip
+EPILOGUES = {
+    f"{FAST} {name}": {"HRNET_FAST_CUDNN_EPILOGUE": value} for name, value in (("conv2d", "0"), ("cuDNN epilogue", "1"))
+}
 MODES = {f"{COMPILED} default": ("default", 30.0), f"{COMPILED} max-autotune": ("max-autotune-no-cudagraphs", 90.0)}
 
 _fast = shipped.TABLE[FAST].prepare

@@ -36,8 +36,12 @@ def rows(cases: Sequence[Record]) -> list[list[str]]:
     names, found = columns(cases), []
     for case in cases:
         entries = {entry.name: entry for entry in case.entries if entry.seconds is not None}
-        cells = [milliseconds(entries[name].seconds.median) + ("" if entries[name].agrees else " †")
-                 if name in entries else "-" for name in names]  # fmt: skip
+        cells = [
+            milliseconds(entries[name].seconds.median) + ("" if entries[name].agrees else " †")
+            if name in entries
+            else "-"
+            for name in names
+        ]
         found.append([case.description + " *" * case.disturbed, *cells, *map(times, leads(case))])
     return found
 
@@ -103,7 +107,11 @@ def _errors(cases: Sequence[Record]) -> list[str]:
 
 def _failures(cases: Sequence[Record]) -> list[str]:
     """Why contenders did not run, one line for each reason."""
-    return list(dict.fromkeys(
-        f"{entry.name} did not run ({case.dtype}): {entry.failure}."
-        for case in cases for entry in case.entries if entry.failure is not None
-    ))  # fmt: skip
+    return list(
+        dict.fromkeys(
+            f"{entry.name} did not run ({case.dtype}): {entry.failure}."
+            for case in cases
+            for entry in case.entries
+            if entry.failure is not None
+        )
+    )

@@ -71,8 +71,10 @@ def compare(width: str, runtime: str, size: tuple[int, int], folder: Path, budge
     def make(device) -> Problem:
         image = images.load(size=size)
         paths = {name: folder / f"{width}-{streams}.onnx" for streams, name in enumerate(CONTENDERS)}
-        own = {name: functools.partial(lambda path: functools.partial(RUNNERS[runtime](path, image.shape), image), path)
-               for name, path in paths.items()}  # fmt: skip
+        own = {
+            name: functools.partial(lambda path: functools.partial(RUNNERS[runtime](path, image.shape), image), path)
+            for name, path in paths.items()
+        }
         return Problem(network(width), (image,), torch.float32, lambda plain: plain, own=own)
 
     at, version = f"{size[0]}x{size[1]}", importlib.metadata.version(runtime)

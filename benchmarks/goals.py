@@ -113,8 +113,11 @@ def outcomes(record: Record, goals: Sequence[Goal] = GOALS, copy_rate: float | N
         there = goal.over == COPY or (compiled(record) if goal.over == COMPILED else record.entry(goal.over))
         if record.entry(goal.ours) is None or not there:
             continue
-        ratio = (share_of_copy(record, record.entry(goal.ours), copy_rate) if goal.over == COPY
-                 else speedup(record, goal.over, goal.ours))  # fmt: skip
+        ratio = (
+            share_of_copy(record, record.entry(goal.ours), copy_rate)
+            if goal.over == COPY
+            else speedup(record, goal.over, goal.ours)
+        )
         reached = None if ratio is None else ratio >= goal.ratio
         found.append(dataclasses.asdict(Outcome(goal.ours, goal.over, goal.ratio, ratio, reached)))
     return found
@@ -127,8 +130,10 @@ def shown(measured: Sequence[Record]) -> str:
         verdict = ("reached" if outcome.reached else "missed") + " (disturbed)" * record.disturbed
         ratio = "not timed" if outcome.measured is None else times(outcome.measured)
         rows.append([record.name, outcome.ours, outcome.over, verdict, ratio, f"{outcome.goal:g}x"])
-    lines = [Table(["case", "of", "over", "", "measured", "goal"], rows, "goals: median speedup", left=4).text(),
-             f"{sum(row[3].startswith('reached') for row in rows)} of {len(rows)} goals reached"]  # fmt: skip
+    lines = [
+        Table(["case", "of", "over", "", "measured", "goal"], rows, "goals: median speedup", left=4).text(),
+        f"{sum(row[3].startswith('reached') for row in rows)} of {len(rows)} goals reached",
+    ]
     if not any(compiled(record) for record in measured):
         lines.append("torch.compile was left out, and with it the goals over it")
     if any(record.disturbed for record in measured):

@@ -32,8 +32,12 @@ SLACK = 40.0  # seconds more before it is ended from outside: it starts, and end
 def measure(part: str, results: Path, device: str, chosen: list[str], limit: float) -> None:
     """The cases of a part that are missing in ``results/<part>.json``, as far as time allows."""
     clock, path = gpu_timing.Clock(limit), results / f"{part}.json"
-    about = {**machine.describe(), "clocks": gpu_timing.clocks(), "cudnn_benchmark": torch.backends.cudnn.benchmark,
-             **gpu_timing.rates(device)}  # fmt: skip
+    about = {
+        **machine.describe(),
+        "clocks": gpu_timing.clocks(),
+        "cudnn_benchmark": torch.backends.cudnn.benchmark,
+        **gpu_timing.rates(device),
+    }
     rate, done = about["copy_bytes_per_second"], kept(path, about)
     cases = [case for case in goals_first(registry.gpu(part)) if not chosen or _is_chosen(case, chosen)]
     for case in in_turn(cases, done):

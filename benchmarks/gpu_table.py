@@ -69,8 +69,10 @@ def _row(record: Record, machine: dict) -> list[str]:
     return [
         f"{title}, {', '.join(_rest(record, kind).split('-'))}",
         *(_time(entry) for entry in (record.best(FOLDED), record.best(*compiled(record)), ours)),
-        times(speedup(record, FOLDED)), times(speedup(record, COMPILED)), "-" if share is None else f"{share:.0%}",
-    ]  # fmt: skip
+        times(speedup(record, FOLDED)),
+        times(speedup(record, COMPILED)),
+        "-" if share is None else f"{share:.0%}",
+    ]
 
 
 def _time(entry: Entry | None) -> str:

@@ -172,8 +172,10 @@ def rates(device: str) -> dict:
     x, y = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
     product = replayed(lambda k: x @ y, 2, device)
     best = {f: min(f() for _ in range(10)) for f in (copied, product)}
-    return {"copy_bytes_per_second": 2 * a.numel() * 2 / best[copied],
-            "bfloat16_flops_per_second": 2 * 8192**3 / best[product]}  # fmt: skip
+    return {
+        "copy_bytes_per_second": 2 * a.numel() * 2 / best[copied],
+        "bfloat16_flops_per_second": 2 * 8192**3 / best[product],
+    }
 
 
 def clocks() -> str | None:

@@ -120,10 +120,20 @@ def picture(machines: Sequence[dict[str, Report]], path: Path) -> None:
         _panel(axes, title, shown)
     for axes in list(grid)[len(panels) :]:
         axes.set_visible(False)
-    figure.suptitle("HRNet on a CPU: hrnet_fast.optimize and the best other engine", fontsize=14, fontweight="bold",
-                    x=0.01, ha="left")  # fmt: skip
-    figure.supxlabel(f"latency in ms, batch 1, shorter is better; whiskers: p20 and p80\n{processor(reports)}",
-                     fontsize=8.5, color="#555555", x=0.01, ha="left")  # fmt: skip
+    figure.suptitle(
+        "HRNet on a CPU: hrnet_fast.optimize and the best other engine",
+        fontsize=14,
+        fontweight="bold",
+        x=0.01,
+        ha="left",
+    )
+    figure.supxlabel(
+        f"latency in ms, batch 1, shorter is better; whiskers: p20 and p80\n{processor(reports)}",
+        fontsize=8.5,
+        color="#555555",
+        x=0.01,
+        ha="left",
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=144, metadata={"Description": digest(machines)})
 
@@ -135,15 +145,28 @@ def _panel(axes, title: str, shown: Sequence[tuple[Record, tuple[Entry, Entry]]]
         for shift, entry, colour in ((-0.2, other, OTHER), (0.2, ours, OURS)):
             s = entry.seconds
             median, low, high = s.median * 1e3, (s.median - s.p20) * 1e3, (s.p80 - s.median) * 1e3
-            axes.barh(group + shift, median, 0.38, color=colour, xerr=[[low], [high]],
-                      error_kw={"ecolor": "#333333", "elinewidth": 0.8})  # fmt: skip
+            axes.barh(
+                group + shift,
+                median,
+                0.38,
+                color=colour,
+                xerr=[[low], [high]],
+                error_kw={"ecolor": "#333333", "elinewidth": 0.8},
+            )
             is_ours = entry is ours
             label = f"{entry.name} {milliseconds(s.median)}"
             if is_ours:
                 faster = " faster" if ours.speedup_over[other.name].median > 1 else ""
                 label = f"{milliseconds(s.median)}   {ratio(other, ours)}{faster}"
-            axes.text(s.p80 * 1e3 + 0.015 * longest, group + shift, label, va="center", fontsize=9,
-                      color=OURS if is_ours else "#444444", fontweight="bold" if is_ours else "normal")  # fmt: skip
+            axes.text(
+                s.p80 * 1e3 + 0.015 * longest,
+                group + shift,
+                label,
+                va="center",
+                fontsize=9,
+                color=OURS if is_ours else "#444444",
+                fontweight="bold" if is_ours else "normal",
+            )
     axes.set_yticks(range(len(shown)), [case.dtype for case, _ in shown], fontsize=10)
     axes.invert_yaxis()
     axes.set_xlim(0, longest * 1.42)  # room for the labels

@@ -138,7 +138,9 @@ class FusedBasicBlock(nn.Module):
     def forward(self, x: list[Tensor]) -> Tensor:
         if not self._folded:
             geometry = (1, 1), (1, 1), (1, 1), 1
-            self._folded = [PreparedConv(c.weight.detach(), c.bias.detach(), *geometry, relu)
-                            for c, relu in zip(self.convs, (0, None), strict=True)]  # fmt: skip
+            self._folded = [
+                PreparedConv(c.weight.detach(), c.bias.detach(), *geometry, relu)
+                for c, relu in zip(self.convs, (0, None), strict=True)
+            ]
         first, second = self._folded
         return second.add_relu(first(x[0]), x[0])

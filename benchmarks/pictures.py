@@ -95,8 +95,14 @@ def folder_case(model: str, rounds: int, console: Console) -> dict:
             if k > 0:
                 pairs.append(pair)
     ratios = [took / alone for alone, took in pairs]
-    return {"model": model, "pictures": len(paths), "forward_seconds": [p[0] for p in pairs],
-            "command_seconds": [p[1] for p in pairs], "ratio": statistics.median(ratios), "goal": GOAL}  # fmt: skip
+    return {
+        "model": model,
+        "pictures": len(paths),
+        "forward_seconds": [p[0] for p in pairs],
+        "command_seconds": [p[1] for p in pairs],
+        "ratio": statistics.median(ratios),
+        "goal": GOAL,
+    }
 
 
 def argmax_case(dtype: torch.dtype, layout: str, budget: float) -> Record:

@@ -110,8 +110,14 @@ def table(reports: dict[str, Report]) -> str:
     if not rows:
         return "No results are stored yet: `python -m benchmarks.run` measures them.\n"
     optimized = any(entry.name == OPTIMIZED for name in rows for entry in reports[name].cases[0].entries)
-    names = ["eager, channels_last", "torch.compile", "hrnet_fast", *([OPTIMIZED] if optimized else []),
-             "speedup over eager", "over torch.compile"]  # fmt: skip
+    names = [
+        "eager, channels_last",
+        "torch.compile",
+        "hrnet_fast",
+        *([OPTIMIZED] if optimized else []),
+        "speedup over eager",
+        "over torch.compile",
+    ]
     lines = [f"| | {' | '.join(names)} |", "|---|" + "--:|" * len(names)]
     lines += [_row(reports[name].cases[0], optimized) for name in rows]
     machines = list(dict.fromkeys(summary(reports[name].machine) for name in rows))

@@ -86,8 +86,10 @@ def why_not_published(network: Network, counted: Count) -> str:
         return ""
     if published is None:
         return network.differs
-    figures = (f"published with {published.params / 1e6:.1f}M parameters and {published.gflops:.1f} GFLOPs "
-               f"on {published.backbone}")  # fmt: skip
+    figures = (
+        f"published with {published.params / 1e6:.1f}M parameters and {published.gflops:.1f} GFLOPs "
+        f"on {published.backbone}"
+    )
     return f"{figures}; {network.differs}" if network.differs else figures
 
 
@@ -98,8 +100,10 @@ def _library():
         import segmentation_models_pytorch
     except Exception as error:  # whatever an incomplete installation raises
         lines = str(error).splitlines()
-        raise BadInput(f"segmentation-models-pytorch cannot be imported ({lines[0] if lines else type(error).__name__}): "
-                       "pip install segmentation-models-pytorch") from None  # fmt: skip
+        raise BadInput(
+            f"segmentation-models-pytorch cannot be imported ({lines[0] if lines else type(error).__name__}): "
+            "pip install segmentation-models-pytorch"
+        ) from None
     return segmentation_models_pytorch
 
 

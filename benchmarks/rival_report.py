@@ -42,11 +42,18 @@ def rows(cases: Sequence[Record]) -> list[list[str]]:
                 continue
             peak = entry.resident_peak_bytes or entry.peak_memory_bytes
             published = f"{network.published.miou:.1f}" if is_published(network, count) else "-"
-            found.append([
-                network.title, entry.name, f"{count.params / 1e6:.1f}M", f"{count.gflops:.1f}",
-                milliseconds(entry.seconds.median), f"{entry.seconds.median * 1e3 / gflops(entry):.2f}",
-                f"{peak / 2**20:.0f} MiB" if peak else "-", published,
-            ])  # fmt: skip
+            found.append(
+                [
+                    network.title,
+                    entry.name,
+                    f"{count.params / 1e6:.1f}M",
+                    f"{count.gflops:.1f}",
+                    milliseconds(entry.seconds.median),
+                    f"{entry.seconds.median * 1e3 / gflops(entry):.2f}",
+                    f"{peak / 2**20:.0f} MiB" if peak else "-",
+                    published,
+                ]
+            )
     return found
 
 
@@ -88,9 +95,15 @@ def markdown(reports: dict[str, Report]) -> str:
         return "No results are stored yet: `python -m benchmarks.rivals` measures them.\n"
     size = stored.cases[0].description.split(", ", 1)[1]
     lines = Table([*COLUMNS[:4], f"latency, {size}", *COLUMNS[5:]], rows(stored.cases), left=2).markdown()
-    lines += ["", *notes(stored.cases), f"Measured on: {summary(stored.machine)}.",
-              "Measure again: `python -m benchmarks.rivals`, then `python -m benchmarks.readme_table`.",
-              "", "![GFLOPs against measured time](../benchmarks/results/rivals.png)", ""]  # fmt: skip
+    lines += [
+        "",
+        *notes(stored.cases),
+        f"Measured on: {summary(stored.machine)}.",
+        "Measure again: `python -m benchmarks.rivals`, then `python -m benchmarks.readme_table`.",
+        "",
+        "![GFLOPs against measured time](../benchmarks/results/rivals.png)",
+        "",
+    ]
     return "\n".join(lines)
 
 
@@ -117,12 +130,24 @@ def plot(stored: Report, path: Path) -> None:
     for form, colour in COLOURS.items():
         own = [(network, entry) for network, entry in timed if network.is_hrnet and entry.name == form]
         if own:
-            axes.scatter([gflops(e) for _, e in own], [e.seconds.median * 1e3 for _, e in own], s=64, color=colour,
-                         zorder=3, label=f"HRNet: {form}")  # fmt: skip
+            axes.scatter(
+                [gflops(e) for _, e in own],
+                [e.seconds.median * 1e3 for _, e in own],
+                s=64,
+                color=colour,
+                zorder=3,
+                label=f"HRNet: {form}",
+            )
     others = [(network, entry) for network, entry in timed if not network.is_hrnet and entry.name == CHANNELS_LAST]
     if others:
-        axes.scatter([gflops(e) for _, e in others], [e.seconds.median * 1e3 for _, e in others], s=64, color="#8f8f8f",
-                     zorder=3, label=f"others: {CHANNELS_LAST}")  # fmt: skip
+        axes.scatter(
+            [gflops(e) for _, e in others],
+            [e.seconds.median * 1e3 for _, e in others],
+            s=64,
+            color="#8f8f8f",
+            zorder=3,
+            label=f"others: {CHANNELS_LAST}",
+        )
     for network in {network.name: network for network, _ in timed if network.is_hrnet}.values():
         _arrow(axes, network, [entry for other, entry in timed if other is network])
     for index, (network, entry) in enumerate(sorted(others, key=lambda pair: pair[1].seconds.median)):
@@ -159,8 +184,15 @@ def _rate(axes, timed: list, points: list[tuple[float, float]]) -> None:
         return
     rate = statistics.median(rates)
     ends = [min(x for x, _ in points) / 1.5, max(x for x, _ in points) * 1.5]
-    axes.plot(ends, [rate * x for x in ends], color="#c0c0c0", linewidth=1.2, linestyle="--", zorder=1,
-                label=f"the others' median: {rate:.2f} ms per 10$^9$")  # fmt: skip
+    axes.plot(
+        ends,
+        [rate * x for x in ends],
+        color="#c0c0c0",
+        linewidth=1.2,
+        linestyle="--",
+        zorder=1,
+        label=f"the others' median: {rate:.2f} ms per 10$^9$",
+    )
 
 
 def _arrow(axes, network: Network, entries: list[Entry]) -> None:

@@ -37,8 +37,16 @@ def problem(network: Network, image: Tensor, dtype: torch.dtype) -> Problem:
     return Problem(plain, (image,), dtype, networks.same_weights, fold_eager=True)
 
 
-def measure(chosen: Sequence[Network], size: tuple[int, int], dtype_name: str, device: str, budget: float,
-            compiled: bool = False, with_memory: bool = True, progress: Progress = silent) -> list[Record]:  # fmt: skip
+def measure(
+    chosen: Sequence[Network],
+    size: tuple[int, int],
+    dtype_name: str,
+    device: str,
+    budget: float,
+    compiled: bool = False,
+    with_memory: bool = True,
+    progress: Progress = silent,
+) -> list[Record]:
     """Every network: counts, errors, times in turns, memory. One record for each, named rivals-<network>.
 
     Args:
@@ -81,8 +89,9 @@ def measure(chosen: Sequence[Network], size: tuple[int, int], dtype_name: str, d
     return [_record(network, finish(found[network.name]), size, dtype_name, busy) for network in chosen]
 
 
-def _checked(network: Network, forms: Sequence[str], image: Tensor,
-             dtype: torch.dtype) -> list[tuple[Entry, FirstCallPrepares | None]]:  # fmt: skip
+def _checked(
+    network: Network, forms: Sequence[str], image: Tensor, dtype: torch.dtype
+) -> list[tuple[Entry, FirstCallPrepares | None]]:
     """The error of each form on a small image, and a call on the image of those that may be timed."""
     generator = torch.Generator().manual_seed(0)
     small = problem(network, torch.randn(1, 3, *CHECKED_SIZE, generator=generator).to(image.device), dtype)
@@ -105,10 +114,15 @@ def _record(
         for entry in entries:
             entry.gflops = executed / 2**30
     return Record(
-        name=f"rivals-{network.name}", description=f"{network.title}, {size[0]}x{size[1]}, {dtype_name}",
-        dtype=dtype_name, tolerance=MODEL[DTYPES[dtype_name]], entries=entries, params=counted and counted.params,
-        gflops_published=counted and counted.multiply_adds / 2**30, neighbours=busy,
-    )  # fmt: skip
+        name=f"rivals-{network.name}",
+        description=f"{network.title}, {size[0]}x{size[1]}, {dtype_name}",
+        dtype=dtype_name,
+        tolerance=MODEL[DTYPES[dtype_name]],
+        entries=entries,
+        params=counted and counted.params,
+        gflops_published=counted and counted.multiply_adds / 2**30,
+        neighbours=busy,
+    )
 
 
 def alone(name: str, form: str, size: tuple[int, int], dtype_name: str, threads: int) -> int | None:
@@ -149,8 +163,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         if any(side % 32 for side in size):
             raise BadInput(f"size {given.size}: the networks of segmentation-models-pytorch take multiples of 32")
         with report.progress_bar() as progress:
-            records = measure(chosen, size, given.dtype, given.device, given.budget, given.compile, not given.no_memory,
-                              progress)  # fmt: skip
+            records = measure(
+                chosen, size, given.dtype, given.device, given.budget, given.compile, not given.no_memory, progress
+            )
     except BadInput as error:
         parser.error(str(error))
     stored = Report(records)

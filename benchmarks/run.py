@@ -38,13 +38,24 @@ def main(argv: Sequence[str] | None = None, prefix: str = "", doc: str = __doc__
         prog=f"python -m benchmarks.{'engines' if prefix else 'run'}", description=doc.splitlines()[0]
     )
     add = parser.add_argument
-    add("--cases", nargs="+", default=["*"], metavar="PATTERN",
-        help="names as in a shell, for example 'exchange-*' or 'w48-*' (default: all)")  # fmt: skip
+    add(
+        "--cases",
+        nargs="+",
+        default=["*"],
+        metavar="PATTERN",
+        help="names as in a shell, for example 'exchange-*' or 'w48-*' (default: all)",
+    )
     add("--dtype", nargs="+", choices=list(registry.DTYPES), default=list(registry.DEFAULT[prefix]))
     add("--budget", type=float, default=budget, help=f"seconds of timing per case (default: {budget:g})")
     add("--threads", type=int, default=None, help="of every contender (default: torch's own choice)")
-    add("--without", nargs="+", default=[], choices=names, metavar="CONTENDER",
-        help=f"contenders to leave out: {', '.join(names)}")  # fmt: skip
+    add(
+        "--without",
+        nargs="+",
+        default=[],
+        choices=names,
+        metavar="CONTENDER",
+        help=f"contenders to leave out: {', '.join(names)}",
+    )
     add("--no-compile", action="store_true", help="leave torch.compile out, which takes longest")
     add("--no-memory", action="store_true", help="leave the measurement of memory out")
     add("--results", type=Path, default=None, help="folder, one file for each case (default: in benchmarks/results)")

@@ -17,8 +17,10 @@ from hrnet_fast.bench import machine
 
 ROOT = Path(__file__).parent.parent
 FORMS = {"plain": ["--plain"], "hrnet_fast": []}
-OPTIONS = ("--synthetic --model hrnet_w18_small_v1 --crop 128x128 --batch 4 --lr 0.02 --workers 0 "
-           "--sync-bn off --save-every 1000000").split()  # fmt: skip
+OPTIONS = (
+    "--synthetic --model hrnet_w18_small_v1 --crop 128x128 --batch 4 --lr 0.02 --workers 0 "
+    "--sync-bn off --save-every 1000000"
+).split()
 
 
 def train(form: str, seed: int, steps: int) -> dict:
@@ -71,8 +73,10 @@ def main(argv=None) -> None:
     plot(runs, args.out / "curves.png")
     for run in runs:
         last = statistics.fmean(run["losses"][-20:])
-        print(f"{run['form']:>10}, seed {run['seed']}: loss {last:.4f} (mean of the last 20), mIoU {run['miou']:.4f}, "
-              f"{run['seconds_per_step'] * 1e3:.1f} ms a step")  # fmt: skip
+        print(
+            f"{run['form']:>10}, seed {run['seed']}: loss {last:.4f} (mean of the last 20), mIoU {run['miou']:.4f}, "
+            f"{run['seconds_per_step'] * 1e3:.1f} ms a step"
+        )
 
 
 if __name__ == "__main__":

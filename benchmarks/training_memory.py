@@ -74,8 +74,13 @@ def measure_form(form: str, width: str, device: str, steps: int) -> dict:
         seconds.append(time.perf_counter() - begin)
     peak = torch.cuda.max_memory_allocated() if device == "cuda" else memory.most_resident_bytes()
     saved = None if form == "torch.compile" else saved_bytes(forward, model)  # compiled graphs save by themselves
-    return {"form": form, "first_step_seconds": seconds[0], "seconds": seconds[1:], "peak_bytes": peak,
-            "saved_bytes": saved}  # fmt: skip
+    return {
+        "form": form,
+        "first_step_seconds": seconds[0],
+        "seconds": seconds[1:],
+        "peak_bytes": peak,
+        "saved_bytes": saved,
+    }
 
 
 def table(runs: list[dict]) -> Table:
@@ -84,10 +89,15 @@ def table(runs: list[dict]) -> Table:
     for form in dict.fromkeys(run["form"] for run in runs):
         own = [run for run in runs if run["form"] == form]
         saved = own[0]["saved_bytes"]
-        rows.append([form, "" if saved is None else f"{saved / BYTES_PER_MIB:.0f}",
-                     f"{max(run['peak_bytes'] for run in own) / BYTES_PER_MIB:.0f}",
-                     f"{statistics.median(s for run in own for s in run['seconds']) * 1e3:.0f}",
-                     f"{statistics.median(run['first_step_seconds'] for run in own):.1f}"])  # fmt: skip
+        rows.append(
+            [
+                form,
+                "" if saved is None else f"{saved / BYTES_PER_MIB:.0f}",
+                f"{max(run['peak_bytes'] for run in own) / BYTES_PER_MIB:.0f}",
+                f"{statistics.median(s for run in own for s in run['seconds']) * 1e3:.0f}",
+                f"{statistics.median(run['first_step_seconds'] for run in own):.1f}",
+            ]
+        )
     return Table(("form", "saved MiB", "peak MiB", "ms", "first step s"), rows, "a training step")
 
 

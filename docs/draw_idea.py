@@ -103,14 +103,29 @@ def _picture(figure: plt.Figure, left: float, centre: float, width: float, pictu
 
 
 def _arrow(figure: plt.Figure, left: plt.Axes, right: plt.Axes, colour: str) -> None:
-    figure.add_artist(ConnectionPatch((1, 0.5), (0, 0.5), "axes fraction", "axes fraction", axesA=left, axesB=right,
-                                      arrowstyle="-|>", color=colour, alpha=0.6, linewidth=0.8, zorder=10))  # fmt: skip
+    figure.add_artist(
+        ConnectionPatch(
+            (1, 0.5),
+            (0, 0.5),
+            "axes fraction",
+            "axes fraction",
+            axesA=left,
+            axesB=right,
+            arrowstyle="-|>",
+            color=colour,
+            alpha=0.6,
+            linewidth=0.8,
+            zorder=10,
+        )
+    )
 
 
 def _bars(axes: plt.Axes) -> None:
     costs = [multiply_adds(name) for name in WIDTHS]
-    for shift, colour, label, values in ((-0.2, USUAL, "on the concatenation", [c[0] for c in costs]),
-                                         (0.2, COMMUTED, "on each stream", [c[1] for c in costs])):  # fmt: skip
+    for shift, colour, label, values in (
+        (-0.2, USUAL, "on the concatenation", [c[0] for c in costs]),
+        (0.2, COMMUTED, "on each stream", [c[1] for c in costs]),
+    ):
         places = [k + shift for k in range(len(WIDTHS))]
         drawn = axes.bar(places, [v / 1e9 for v in values], 0.38, color=colour, label=label)
         axes.bar_label(drawn, [f"{v / 1e9:.2f}" for v in values], fontsize=9)

@@ -121,8 +121,13 @@ def run(line: str) -> None:
     if program == "hrnet-fast":
         assert main(argv) == 0, line
         return
-    done = subprocess.run([sys.executable, *argv], capture_output=True, text=True, check=False,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, *argv],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     assert done.returncode == 0, f"{line}: {done.stdout[-2000:]}{done.stderr[-2000:]}"
 
 

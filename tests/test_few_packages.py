@@ -47,8 +47,11 @@ def with_requirements(names):
 def hidden():
     """The top-level modules that are installed here and would not be there."""
     there = {*with_requirements(THERE), "timm", "hrnet-fast"}
-    return sorted(module for module, owners in metadata.packages_distributions().items()
-                  if not there & {re.sub(r"[-_.]+", "-", owner).lower() for owner in owners})  # fmt: skip
+    return sorted(
+        module
+        for module, owners in metadata.packages_distributions().items()
+        if not there & {re.sub(r"[-_.]+", "-", owner).lower() for owner in owners}
+    )
 
 
 def module(path):

@@ -140,8 +140,14 @@ def test_no_folder_takes_the_place_of_a_function():
 
 
 def run(program: str, **environment: str) -> str:
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False,
-                          cwd=ROOT, env={**os.environ, "PYTHONPATH": str(ROOT), **environment})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
@@ -154,9 +160,21 @@ def test_importing_costs_little():
 
 def test_importing_leaves_the_rest_alone():
     """Nothing heavy is imported but by torch itself; torch's FLOP counter would bring triton on CUDA builds."""
-    heavy = ["triton", "torch._inductor", "torch._dynamo", "torch.utils.flop_counter", "rich", "PIL", "matplotlib",
-             "sklearn", "safetensors", "hrnet_fast.models", "hrnet_fast.nn", "hrnet_fast.bench",
-             "hrnet_fast.cli"]  # fmt: skip
+    heavy = [
+        "triton",
+        "torch._inductor",
+        "torch._dynamo",
+        "torch.utils.flop_counter",
+        "rich",
+        "PIL",
+        "matplotlib",
+        "sklearn",
+        "safetensors",
+        "hrnet_fast.models",
+        "hrnet_fast.nn",
+        "hrnet_fast.bench",
+        "hrnet_fast.cli",
+    ]
     program = f"print([m for m in {heavy} if m in sys.modules])"
     assert run(f"import sys, hrnet_fast; {program}") == run(f"import sys, torch; {program}")
 
@@ -240,8 +258,10 @@ def test_no_paths_of_a_machine():
 def test_takes_turns_with_onednn():
     """Both use the tile registers of CPUs with AMX; each must find them in order after the other."""
     a, b = torch.randn(64, 96).bfloat16(), torch.randn(96, 80).bfloat16()
-    inputs = [torch.randn(1, c, 24 >> k, 40 >> k).bfloat16().contiguous(memory_format=torch.channels_last)
-              for k, c in enumerate((48, 96, 192))]  # fmt: skip
+    inputs = [
+        torch.randn(1, c, 24 >> k, 40 >> k).bfloat16().contiguous(memory_format=torch.channels_last)
+        for k, c in enumerate((48, 96, 192))
+    ]
     weights = [None, torch.randn(48, 96).bfloat16() / 10, torch.randn(48, 192).bfloat16() / 14]
     product, expected = a.double() @ b.double(), truth(inputs, weights)
     for _ in range(4):

@@ -60,8 +60,17 @@ def said(tmp_path_factory):
         (folder / name).write_text("\n".join(line.removeprefix(" " * 8) for line in text.splitlines()))
     lines = [*PROGRAM.splitlines(), *(f"reveal_type(hf.{name})" for name in hf.__all__)]
     (folder / "program.py").write_text("\n".join(lines))
-    command = [sys.executable, "-m", "mypy", "--follow-imports=silent", "--no-site-packages", "--no-error-summary",
-               "--cache-dir=cache",               "--no-color-output", "program.py"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "mypy",
+        "--follow-imports=silent",
+        "--no-site-packages",
+        "--no-error-summary",
+        "--cache-dir=cache",
+        "--no-color-output",
+        "program.py",
+    ]
     done = subprocess.run(command, cwd=folder, env={"MYPYPATH": f"{folder}:{ROOT}"}, capture_output=True, text=True)
     assert done.returncode in (0, 1), done.stderr
     found = {int(line): text for line, text in re.findall(r"^program\.py:(\d+): (.*)$", done.stdout, re.MULTILINE)}
@@ -79,9 +88,9 @@ def said(tmp_path_factory):
         ("hf.optimise(model, torch.randn(1, 3, 64, 64))", 'error: Module has no attribute "optimise"'),
         ("hf.optimize(model)", 'error: Missing positional argument "example"'),
         ("hf.create_model(18)", "error: Argument 1"),
-        ("model = hf.create_model(\"hrnet_w18\")", ""),
+        ('model = hf.create_model("hrnet_w18")', ""),
     ],
-)  # fmt: skip
+)
 def test_a_program_is_checked(said, line, expected):
     assert expected in said[line] if expected else said[line] == ""
 

@@ -71,8 +71,13 @@ def quantized(path: Path, problem: Problem) -> Path:
     with forms.quiet():
         quant_pre_process(str(path), str(prepared))
         quantization.quantize_static(
-            str(prepared), str(made), Reader(), quant_format=quantization.QuantFormat.QDQ, per_channel=True,
-            activation_type=quantization.QuantType.QUInt8, weight_type=quantization.QuantType.QInt8,
+            str(prepared),
+            str(made),
+            Reader(),
+            quant_format=quantization.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=quantization.QuantType.QUInt8,
+            weight_type=quantization.QuantType.QInt8,
             calibrate_method=quantization.CalibrationMethod.MinMax,
-        )  # fmt: skip
+        )
     return made

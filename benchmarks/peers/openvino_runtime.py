@@ -34,9 +34,12 @@ def prepare(problem: Problem) -> Callable[[], Tensor]:
     import openvino
 
     options = {
-        "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": torch.get_num_threads(),
-        "ENABLE_CPU_PINNING": True, "INFERENCE_PRECISION_HINT": _precision(problem.dtype),
-    }  # fmt: skip
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "ENABLE_CPU_PINNING": True,
+        "INFERENCE_PRECISION_HINT": _precision(problem.dtype),
+    }
     core = openvino.Core()
     with forms.onnx_file(problem) as path:
         model = core.read_model(path)

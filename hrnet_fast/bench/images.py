@@ -33,8 +33,9 @@ def parse_size(text: str) -> tuple[int, int]:
 def check_size(height: int, width: int) -> None:
     """Raises BadInput where the fourth stream would have less than one pixel."""
     if min(height, width) < MIN_SIZE:
-        raise BadInput(f"size {height}x{width}: too small for HRNet's four streams, "
-                       f"the least is {MIN_SIZE}x{MIN_SIZE} pixels")  # fmt: skip
+        raise BadInput(
+            f"size {height}x{width}: too small for HRNet's four streams, the least is {MIN_SIZE}x{MIN_SIZE} pixels"
+        )
 
 
 def load(source: str | None = None, size: tuple[int, int] | None = None) -> Tensor:
@@ -108,6 +109,8 @@ def sample(name: str) -> Path:
     try:
         import sklearn.datasets
     except ImportError:
-        raise BadInput("the default photograph comes with scikit-learn, which is not installed: "
-                       "pass --image FILE, or pip install scikit-learn") from None  # fmt: skip
+        raise BadInput(
+            "the default photograph comes with scikit-learn, which is not installed: "
+            "pass --image FILE, or pip install scikit-learn"
+        ) from None
     return Path(sklearn.datasets.__file__).parent / "images" / name

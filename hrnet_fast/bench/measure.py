@@ -117,10 +117,14 @@ def measure(
     entries = [ran[name][0] if name in ran else Entry(name, failure=reasons[name]) for name in names]
     progress("share of exchange units and head", 1.0)
     return case.record(
-        entries, batch=problem.batch, params=sum(p.numel() for p in problem.plain.parameters()), neighbours=busy,
-        gflops_published=counts and counts[0], shares=_shares(problem, case.groups),
+        entries,
+        batch=problem.batch,
+        params=sum(p.numel() for p in problem.plain.parameters()),
+        neighbours=busy,
+        gflops_published=counts and counts[0],
+        shares=_shares(problem, case.groups),
         variation=None if problem.around else variation([y[:1] for y in tensors(reference)]),
-    )  # fmt: skip
+    )
 
 
 def resident_peak(case: Case, contender: str, table: Mapping[str, Form] = TABLE) -> int | None:

@@ -30,8 +30,9 @@ USUAL = (EAGER, CHANNELS_LAST, FAST, OPTIMIZED)
 CALIBRATION_IMAGES = 16
 
 
-def create(model: str, task: str, checkpoint: str | None = None, image: Tensor | None = None,
-           official: bool = False) -> nn.Module:  # fmt: skip
+def create(
+    model: str, task: str, checkpoint: str | None = None, image: Tensor | None = None, official: bool = False
+) -> nn.Module:
     """A network in its plain form, in evaluation.
 
     Without a checkpoint it has the weights and statistics of ``randomize``, so that outputs vary with the image;
@@ -70,8 +71,17 @@ def patched(model: nn.Module) -> nn.Module:
     return model
 
 
-def network_problem(device: torch.device | str, *, model: str, task: str, size: tuple[int, int] | None,
-                    dtype: torch.dtype, source: str | None = None, calibrated: bool = False, **options) -> Problem:  # fmt: skip
+def network_problem(
+    device: torch.device | str,
+    *,
+    model: str,
+    task: str,
+    size: tuple[int, int] | None,
+    dtype: torch.dtype,
+    source: str | None = None,
+    calibrated: bool = False,
+    **options,
+) -> Problem:
     """A network of create_model on a photograph.
 
     Args:
@@ -87,8 +97,15 @@ def network_problem(device: torch.device | str, *, model: str, task: str, size: 
     image = images.load(source, size)
     plain = create(model, task, options.pop("checkpoint", None), image, options.pop("official", False))
     made = images.variants(CALIBRATION_IMAGES, tuple(image.shape[2:]), source) if calibrated else None
-    return Problem(plain.to(device), (image.to(device),), dtype, same_weights, calibration=made,
-                   count=lambda: _gflops(plain, image), **options)  # fmt: skip
+    return Problem(
+        plain.to(device),
+        (image.to(device),),
+        dtype,
+        same_weights,
+        calibration=made,
+        count=lambda: _gflops(plain, image),
+        **options,
+    )
 
 
 def _gflops(plain: nn.Module, image: Tensor) -> tuple[float, float]:
@@ -96,8 +113,16 @@ def _gflops(plain: nn.Module, image: Tensor) -> tuple[float, float]:
     return found.published_gflops, found.executed_gflops
 
 
-def timm_problem(device: torch.device | str, *, model: str, size: tuple[int, int] | None, dtype: torch.dtype,
-                 source: str | None = None, calibrated: bool = False, **options) -> Problem:  # fmt: skip
+def timm_problem(
+    device: torch.device | str,
+    *,
+    model: str,
+    size: tuple[int, int] | None,
+    dtype: torch.dtype,
+    source: str | None = None,
+    calibrated: bool = False,
+    **options,
+) -> Problem:
     """One of timm's HRNets on a photograph; arguments as above.
 
     Raises:

@@ -78,10 +78,17 @@ def _call(shape: Shape, seed: int, mode: str, corners: bool, layout, dtype, devi
     weighted = range(1, len(shape.inputs)) if shape.weighted is None else shape.weighted
     return ExchangeCall(
         inputs=[image(*sizes) for sizes in shape.inputs],
-        weights=[random(shape.channels, c, scale=c**-0.5) if j in weighted else None
-                 for j, (c, _, _) in enumerate(shape.inputs)],
+        weights=[
+            random(shape.channels, c, scale=c**-0.5) if j in weighted else None
+            for j, (c, _, _) in enumerate(shape.inputs)
+        ],
         bias=random(shape.channels) if shape.bias else None,
         projection=random(shape.projection, shape.channels, scale=shape.channels**-0.5) if shape.projection else None,
         projection_bias=random(shape.projection) if shape.projection and shape.projection_bias else None,
-        height=shape.size[0], width=shape.size[1], mode=mode, align_corners=corners, relu=shape.relu, allow_tf32=False,
-    )  # fmt: skip
+        height=shape.size[0],
+        width=shape.size[1],
+        mode=mode,
+        align_corners=corners,
+        relu=shape.relu,
+        allow_tf32=False,
+    )

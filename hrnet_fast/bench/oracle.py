@@ -13,8 +13,11 @@ def exact(call: ExchangeCall) -> Tensor:  # [N, C_out or C_p, H, W] float64
     for x, weight in zip(call.inputs, call.weights, strict=True):
         z = x.double() if weight is None else _conv1x1(x, weight)
         if z.shape[2:] != (call.height, call.width):
-            z = _nearest(z, call) if call.mode == "nearest" else F.interpolate(
-                z, (call.height, call.width), mode="bilinear", align_corners=call.align_corners)  # fmt: skip
+            z = (
+                _nearest(z, call)
+                if call.mode == "nearest"
+                else F.interpolate(z, (call.height, call.width), mode="bilinear", align_corners=call.align_corners)
+            )
         total = z if total is None else total + z
     if call.bias is not None:
         total = total + call.bias.double().view(1, -1, 1, 1)

@@ -44,12 +44,24 @@ def _panel(axes, case: Record, baseline: str) -> None:
     for row, entry in enumerate(timed):
         s = entry.seconds
         median, low, high = s.median * 1e3, (s.median - s.p20) * 1e3, (s.p80 - s.median) * 1e3
-        axes.barh(row, median, color=_COLOURS.get(entry.name, "#7a9e7e"), height=0.68,
-                  xerr=[[low], [high]], error_kw={"ecolor": "#333333", "elinewidth": 1, "capsize": 2})  # fmt: skip
+        axes.barh(
+            row,
+            median,
+            color=_COLOURS.get(entry.name, "#7a9e7e"),
+            height=0.68,
+            xerr=[[low], [high]],
+            error_kw={"ecolor": "#333333", "elinewidth": 1, "capsize": 2},
+        )
         ratio = entry.speedup_over.get(baseline)
         label = milliseconds(s.median) + (f"  ({ratio.median:.2f}x)" if ratio is not None else "")
-        axes.text(s.p80 * 1e3 + 0.015 * longest, row, label, va="center", fontsize=10.5,
-                  fontweight="bold" if entry.name.startswith("hrnet_fast") else "normal")  # fmt: skip
+        axes.text(
+            s.p80 * 1e3 + 0.015 * longest,
+            row,
+            label,
+            va="center",
+            fontsize=10.5,
+            fontweight="bold" if entry.name.startswith("hrnet_fast") else "normal",
+        )
     axes.set_yticks(range(len(timed)), [entry.name for entry in timed], fontsize=10.5)
     axes.invert_yaxis()
     axes.set_xlim(0, longest * 1.28)  # room for the labels

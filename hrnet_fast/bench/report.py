@@ -101,8 +101,10 @@ def table(record: Record, baseline: str, copy_rate: float | None = None) -> Tabl
         "of copy bandwidth": lambda e: (share := share_of_copy(record, e, copy_rate)) is not None and f"{share:.0%}",
     }
     shown = {name: show for name, show in optional.items() if any(show(entry) for entry in record.entries)}
-    rows = [[entry.name, *_cells(entry, record, baseline), *(show(entry) or "-" for show in shown.values())]
-            for entry in record.entries]  # fmt: skip
+    rows = [
+        [entry.name, *_cells(entry, record, baseline), *(show(entry) or "-" for show in shown.values())]
+        for entry in record.entries
+    ]
     return Table([*columns, *shown], rows, f"{record.name}: {record.description}")
 
 
@@ -121,8 +123,13 @@ def _cells(entry: Entry, record: Record, baseline: str) -> list[str]:
     if entry.seconds is None:
         return [error, "not timed", "-", "-", "-"]
     s, over = entry.seconds, median_over(entry, record.entry(baseline))
-    return [error, milliseconds(s.median), f"{milliseconds(s.p20)} - {milliseconds(s.p80)}",
-            f"{record.batch / s.median:.4g}", "1" if entry.name == baseline else times(over)]  # fmt: skip
+    return [
+        error,
+        milliseconds(s.median),
+        f"{milliseconds(s.p20)} - {milliseconds(s.p80)}",
+        f"{record.batch / s.median:.4g}",
+        "1" if entry.name == baseline else times(over),
+    ]
 
 
 def notes(record: Record) -> list[str]:
@@ -131,8 +138,10 @@ def notes(record: Record) -> list[str]:
     if record.params:
         lines.append(f"{record.params:,} parameters")
     if record.gflops_published is not None:
-        lines.append(f"{record.gflops_published:.4g} GFLOPs as HRNet's papers count them "
-                     "(multiply-adds of the original order / 2^30); the column has those executed")  # fmt: skip
+        lines.append(
+            f"{record.gflops_published:.4g} GFLOPs as HRNet's papers count them "
+            "(multiply-adds of the original order / 2^30); the column has those executed"
+        )
     if record.shares:
         parts = ", ".join(f"{name} {100 * value:.0f} %" for name, value in record.shares.items())
         lines.append(f"share of eager channels_last's time: {parts}")
@@ -141,15 +150,22 @@ def notes(record: Record) -> list[str]:
             because = f", because {entry.engine_reason}" if entry.engine_reason else ""
             lines.append(f"{entry.name}: engine {entry.engine!r}{because}")
     if record.variation is not None and record.variation < LEAST_VARIATION:
-        lines.append(f"the outputs vary by {100 * record.variation:.2g} % over the image only: almost constant, so "
-                     "that even a wrong computation would seem to agree")  # fmt: skip
+        lines.append(
+            f"the outputs vary by {100 * record.variation:.2g} % over the image only: almost constant, so "
+            "that even a wrong computation would seem to agree"
+        )
     if record.disturbed:
-        lines.append(f"other processes took {100 * record.neighbours:.0f} % of the cores meanwhile: times are longer "
-                     "than on a quiet machine, and ratios are not to be relied on")  # fmt: skip
+        lines.append(
+            f"other processes took {100 * record.neighbours:.0f} % of the cores meanwhile: times are longer "
+            "than on a quiet machine, and ratios are not to be relied on"
+        )
     lines += [f"{entry.name} did not run: {entry.failure}" for entry in record.entries if entry.failure is not None]
-    lines += [f"{entry.name} is off by more than {entry.tolerance or record.tolerance:.0e}: "
-              + ("not timed" if entry.seconds is None else "timed all the same")
-              for entry in record.entries if entry.off]  # fmt: skip
+    lines += [
+        f"{entry.name} is off by more than {entry.tolerance or record.tolerance:.0e}: "
+        + ("not timed" if entry.seconds is None else "timed all the same")
+        for entry in record.entries
+        if entry.off
+    ]
     return lines
 
 

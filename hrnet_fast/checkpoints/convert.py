@@ -61,8 +61,8 @@ def convert_checkpoint(
         upsample, align_corners: as for ``create_model``; None: as said above.
         mean, std: of each channel of images from 0 to 1; None: as said above, ImageNet's for three channels.
         average: take the exponential average of the weights that lies beside them.
-        inplace_abn: the norms were InPlaceABN's, which use the absolute value of their weights, and a little more; write
-            those.
+        inplace_abn: the norms were InPlaceABN's, which use the absolute value of their weights, and a little more;
+            write those.
         drop_unexpected: leave out keys that the network does not have, instead of refusing the file.
         overwrite: replace ``out`` where it is there already.
 
@@ -85,8 +85,15 @@ def convert_checkpoint(
     with whole_file(out, overwrite) as part:  # before the work, for what is wrong with the name or the folder
         content, metadata = reading.read(path)
         weights = reading.weights(content, path, {}, average)
-        asked = {"model": model, "task": task, "num_classes": num_classes, "upsample": upsample,
-                 "align_corners": align_corners, "mean": mean, "std": std}  # fmt: skip
+        asked = {
+            "model": model,
+            "task": task,
+            "num_classes": num_classes,
+            "upsample": upsample,
+            "align_corners": align_corners,
+            "mean": mean,
+            "std": std,
+        }
         header, whence, notes = _header(weights, from_metadata(metadata, path), asked, path)
         state, filled, unexpected = _fit(weights.state, header, task, drop_unexpected, path)
         notes += _norms(state, weights.state, inplace_abn)
@@ -125,16 +132,22 @@ def _header(
     given = {k: asked[k] for k in usual if asked.get(k) is not None}
     values = {}
     for field in usual:
-        for values_of, reason in ((given, GIVEN), ({} if old is None else old._asdict(), HEADER), (settings, FILE),
-                                  (usual, USUAL)):  # fmt: skip
+        for values_of, reason in (
+            (given, GIVEN),
+            ({} if old is None else old._asdict(), HEADER),
+            (settings, FILE),
+            (usual, USUAL),
+        ):
             if field in values_of:
                 values[field], whence[field] = values_of[field], reason
                 break
     for field in ("mean", "std"):
         values[field] = tuple(float(v) for v in values[field])
         if len(values[field]) != in_chans or (field == "std" and min(values[field]) <= 0):
-            raise ValueError(f"{field}: expected {in_chans} numbers{' above 0' * (field == 'std')}, one for each "
-                             f"channel, got {list(values[field])}")  # fmt: skip
+            raise ValueError(
+                f"{field}: expected {in_chans} numbers{' above 0' * (field == 'std')}, one for each "
+                f"channel, got {list(values[field])}"
+            )
     if len(values["class_names"]) != classes or shapes["task"] == "features":
         values["class_names"] = ()
     return Header(**shapes, **values, source=source), whence, notes
@@ -163,8 +176,15 @@ def _fit(
 ) -> tuple[dict[str, Tensor], list[str], list[str]]:
     """The weights of the network that the header describes, those that had to be added, and keys that it has no use for."""
     with torch.device("meta"):
-        own = create_model(header.model, header.task, header.num_classes, header.in_chans, header.upsample,
-                           header.align_corners, fast=False).state_dict()  # fmt: skip
+        own = create_model(
+            header.model,
+            header.task,
+            header.num_classes,
+            header.in_chans,
+            header.upsample,
+            header.align_corners,
+            fast=False,
+        ).state_dict()
     official, translated = to_official(state, own), to_official(state, {})
     detector = [k for k in translated if k not in official]
     missing, unexpected, mismatched = compare(official, own)
@@ -172,8 +192,10 @@ def _fit(
         kinds = (("missing", missing), ("mismatched", mismatched), ("unexpected", unexpected))
         parts = [f"{len(keys)} {kind}: {reading.listed(keys)}" for kind, keys in kinds if keys]
         hint = "" if missing or mismatched else "; --drop-unexpected leaves them out, --task features the whole head"
-        raise ValueError(f"path: {fspath(path)!r} holds {describe(official)}, but does not fit {header.model}: "
-                         f"{'; '.join(parts)}{hint}")  # fmt: skip
+        raise ValueError(
+            f"path: {fspath(path)!r} holds {describe(official)}, but does not fit {header.model}: "
+            f"{'; '.join(parts)}{hint}"
+        )
     counters = {k: torch.zeros((), dtype=torch.int64) for k in own if k not in official}
     added = [k for k in official if k not in translated]
     # clones, because safetensors refuses tensors that share memory
@@ -188,6 +210,8 @@ def _norms(state: dict[str, Tensor], original: Mapping[str, Tensor], inplace_abn
         for key in norms:
             state[key] = state[key].abs() + ABN_EPS
     elif not any(k.endswith("num_batches_tracked") for k in original) and any((state[k] < 0).any() for k in norms):
-        return ["its norms have negative weights and no counters: if they were InPlaceABN's, which use the absolute value, "
-                "convert with --inplace-abn"]  # fmt: skip
+        return [
+            "its norms have negative weights and no counters: if they were InPlaceABN's, which use the absolute value, "
+            "convert with --inplace-abn"
+        ]
     return []

@@ -64,8 +64,10 @@ def run(arguments: argparse.Namespace) -> int:
     shown = report.console()
     report.show(record, EAGER)
     if arguments.checkpoint is None:
-        shown.print("random weights, with which outputs vary from pixel to pixel: the agreement is that of the "
-                    "computations, the outputs mean nothing")  # fmt: skip
+        shown.print(
+            "random weights, with which outputs vary from pixel to pixel: the agreement is that of the "
+            "computations, the outputs mean nothing"
+        )
     ran_on = Report([record])
     shown.print(f"measured on: {machine.summary(ran_on.machine)}")
     if arguments.json is not None:
@@ -100,12 +102,24 @@ def _case(arguments: argparse.Namespace) -> Case:
     dtype, compiled = torch.float32 if integers else DTYPES[arguments.dtype], [FOLDED, COMPILED] * arguments.compile
     contenders = [EAGER, CHANNELS_LAST, *compiled, *([FAST_COMPILED] if compiled and not arguments.timm else []), FAST]
     contenders += [OPTIMIZED, *([OPTIMIZED_INT8] if integers else [])]
-    options = {"contenders": contenders, "dtype": dtype, "size": size, "source": arguments.image,
-               "batch": arguments.batch, "calibrated": integers}  # fmt: skip
+    options = {
+        "contenders": contenders,
+        "dtype": dtype,
+        "size": size,
+        "source": arguments.image,
+        "batch": arguments.batch,
+        "calibrated": integers,
+    }
     shown = f"{height}x{width}, batch {arguments.batch}, {str(dtype).removeprefix('torch.')}{' and int8' * integers}"
     if arguments.timm is None:
-        return networks.network(model, f"{arguments.task}, {shown}", model=model, task=arguments.task,
-                                checkpoint=arguments.checkpoint, **options)  # fmt: skip
+        return networks.network(
+            model,
+            f"{arguments.task}, {shown}",
+            model=model,
+            task=arguments.task,
+            checkpoint=arguments.checkpoint,
+            **options,
+        )
     if arguments.checkpoint is not None:
         raise BadInput("checkpoint: --timm measures random weights only")
     return networks.drop_in(arguments.timm, f"patched, {shown}", model=arguments.timm, **options)

@@ -28,28 +28,53 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--task", default="segmentation", choices=TASKS, help="default: segmentation")
     add("--num-classes", type=int, default=None, metavar="N", help="default: that of the task's official repository")
     add("--checkpoint", default=None, metavar="FILE", help="trained weights (default: random ones, always the same)")
-    add("--align-corners", action=argparse.BooleanOptionalAction, default=None,
-        help="of the bilinear interpolation (default: as in the task's official repository)")  # fmt: skip
-    add("--format", default="onnx", metavar="|".join(exporting.FORMATS),
-        help="onnx, pt2 (torch.export) or aoti (compiled by AOTInductor for this machine); default: onnx")  # fmt: skip
+    add(
+        "--align-corners",
+        action=argparse.BooleanOptionalAction,
+        default=None,
+        help="of the bilinear interpolation (default: as in the task's official repository)",
+    )
+    add(
+        "--format",
+        default="onnx",
+        metavar="|".join(exporting.FORMATS),
+        help="onnx, pt2 (torch.export) or aoti (compiled by AOTInductor for this machine); default: onnx",
+    )
     add("--out", default=None, metavar="FILE", help="default: the model's and task's name and the format's suffix")
-    add("--triton", default=None, metavar="DIR",
-        help="instead of a file: a model repository for NVIDIA Triton Inference Server")  # fmt: skip
-    add("--commute-head", default="auto", choices=exporting.COMMUTE,
-        help="the head's 1x1 convolution before the upsampling; auto: where that was measured to be faster")  # fmt: skip
+    add(
+        "--triton",
+        default=None,
+        metavar="DIR",
+        help="instead of a file: a model repository for NVIDIA Triton Inference Server",
+    )
+    add(
+        "--commute-head",
+        default="auto",
+        choices=exporting.COMMUTE,
+        help="the head's 1x1 convolution before the upsampling; auto: where that was measured to be faster",
+    )
     add(
         "--runtime", default=None, choices=preferences.RUNTIMES, help="that auto decides for (default: for all of them)"
     )
     add("--size", default=None, metavar="HxW", help="a file for images of this size only (default: for any size)")
     add("--opset", type=int, default=onnx_file.DEFAULT_OPSET, metavar="N", help="of ONNX, 18 or newer (default: 18)")
-    add("--max-batch", type=int, default=triton_server.MAX_BATCH, metavar="N",
-        help=f"with --triton: the largest batch that the server makes (default: {triton_server.MAX_BATCH})")  # fmt: skip
+    add(
+        "--max-batch",
+        type=int,
+        default=triton_server.MAX_BATCH,
+        metavar="N",
+        help=f"with --triton: the largest batch that the server makes (default: {triton_server.MAX_BATCH})",
+    )
     add("--device", default="cpu", metavar="DEVICE", help="cpu or cuda: for aoti and --triton (default: cpu)")
     add("--mean", type=float, nargs="+", default=None, metavar="X", help="noted in the file (default: ImageNet's)")
     add("--std", type=float, nargs="+", default=None, metavar="X", help="likewise")
-    add("--int8", default=None, metavar="FILE|FOLDER",
+    add(
+        "--int8",
+        default=None,
+        metavar="FILE|FOLDER",
         help="of ONNX: convolutions multiply 8-bit integers; a calibration (.safetensors), or a folder of pictures like "
-             "those that will come, of which up to 64 are looked at")  # fmt: skip
+        "those that will come, of which up to 64 are looked at",
+    )
     add("--no-check", action="store_true", help="do not run the file and compare it with the network")
     add("--force", action="store_true", help="replace what is there")
 
@@ -60,27 +85,48 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.format not in exporting.FORMATS:
         raise BadInput(f"format {arguments.format!r}: expected one of {', '.join(exporting.FORMATS)}")
     if arguments.device not in ("cpu", "cuda") or (arguments.device == "cuda" and not torch.cuda.is_available()):
-        raise BadInput(f"device {arguments.device}: expected cpu" + (" or cuda" if torch.cuda.is_available() else
-                       ", as torch finds no GPU that it can use here"))  # fmt: skip
+        raise BadInput(
+            f"device {arguments.device}: expected cpu"
+            + (" or cuda" if torch.cuda.is_available() else ", as torch finds no GPU that it can use here")
+        )
     if arguments.int8 is not None and (arguments.triton is not None or arguments.format != "onnx"):
         raise BadInput("int8: 8-bit integers are written as a file of ONNX")
     if arguments.triton is not None and arguments.out is not None:
         raise BadInput("out: with --triton the files have the names that the server wants")
     name, path = _names(arguments)
-    common = {"commute_head": arguments.commute_head, "size": size, "opset": arguments.opset, "force": arguments.force,
-              "check": not arguments.no_check, **_normalisation(arguments)}  # fmt: skip
+    common = {
+        "commute_head": arguments.commute_head,
+        "size": size,
+        "opset": arguments.opset,
+        "force": arguments.force,
+        "check": not arguments.no_check,
+        **_normalisation(arguments),
+    }
     try:
         if arguments.triton is None:
             check_free(path, arguments.force)
         model = _model(arguments).to(arguments.device)
         if arguments.triton is not None:
-            done = triton_server.save_repository(model, arguments.triton, name, arguments.format,
-                                                 max_batch=arguments.max_batch, gpu=arguments.device == "cuda",
-                                                 **common)  # fmt: skip
+            done = triton_server.save_repository(
+                model,
+                arguments.triton,
+                name,
+                arguments.format,
+                max_batch=arguments.max_batch,
+                gpu=arguments.device == "cuda",
+                **common,
+            )
         else:
             calibration = None if arguments.int8 is None else _calibration(arguments.int8, model, size)
-            done = exporting.save(model, path, arguments.format, runtime=arguments.runtime, calibration=calibration,
-                                  name=arguments.timm and f"timm/{arguments.timm}", **common)  # fmt: skip
+            done = exporting.save(
+                model,
+                path,
+                arguments.format,
+                runtime=arguments.runtime,
+                calibration=calibration,
+                name=arguments.timm and f"timm/{arguments.timm}",
+                **common,
+            )
     except AlreadyThere as error:
         raise BadInput(f"{error.filename}: exists already; --force replaces it") from None
     except (ValueError, TypeError, ImportError, OSError) as error:
@@ -113,8 +159,10 @@ def _normalisation(arguments: argparse.Namespace) -> dict:
 def _model(arguments: argparse.Namespace) -> nn.Module:
     if arguments.timm is not None:
         if arguments.checkpoint is not None or arguments.num_classes is not None:
-            raise BadInput("timm: --checkpoint and --num-classes are for --model; "
-                           "hrnet_fast.export.save takes timm's networks with their weights")  # fmt: skip
+            raise BadInput(
+                "timm: --checkpoint and --num-classes are for --model; "
+                "hrnet_fast.export.save takes timm's networks with their weights"
+            )
         return randomize(timm_models.create(arguments.timm))
     if arguments.checkpoint is not None and not os.path.isfile(arguments.checkpoint):
         raise BadInput(f"checkpoint {arguments.checkpoint}: there is no such file")

@@ -67,8 +67,13 @@ def _facts(facts: dict) -> list[tuple[str, str]]:
         ("CPU", f"{cpu['model']} ({cpu['architecture']}), {cpu['cores']} cores, torch uses {torch.get_num_threads()}"),
         ("CPU features", ", ".join(cpu["features"]) or "none that a kernel here has a use for"),
         ("memory", "unknown" if memory is None else f"{memory / 2**30:.1f} GiB"),
-        ("GPU", "none that torch can use" if gpu is None else
-         f"{gpu['name']}, compute capability {gpu['compute_capability']}, CUDA {gpu['cuda']}, driver {gpu['driver']}"),
+        (
+            "GPU",
+            "none that torch can use"
+            if gpu is None
+            else f"{gpu['name']}, compute capability {gpu['compute_capability']}, "
+            f"CUDA {gpu['cuda']}, driver {gpu['driver']}",
+        ),
         ("compiled extension", extension),
         ("CPU kernel", cpu["kernel"] or "none"),
-    ]  # fmt: skip
+    ]

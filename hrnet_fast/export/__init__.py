@@ -90,9 +90,10 @@ def save(
         name: noted in the file as the model's name; None: its own.
         force: replace an existing file.
         check: compare at three sizes; False: write it without.
-        calibration: for "onnx": convolutions multiply 8-bit integers, in ``QuantizeLinear`` and ``DequantizeLinear`` with
-            the scales that ``optimize`` takes from it in int8 (``hrnet_fast.calibrate``). The first convolution, and 1x1
-            convolutions that make the outputs, stay in float32. The file is compared with the network rounded alike.
+        calibration: for "onnx": convolutions multiply 8-bit integers, in ``QuantizeLinear`` and ``DequantizeLinear``
+            with the scales that ``optimize`` takes from it in int8 (``hrnet_fast.calibrate``). The first convolution,
+            and 1x1 convolutions that make the outputs, stay in float32. The file is compared with the network rounded
+            alike.
 
     Returns:
         The recorded network, the metadata, and the errors that were found at each size.
@@ -145,6 +146,8 @@ def _checked(model: nn.Module, recorded: Recorded, part: Path, format: str) -> d
     shape, worst = max(found.items(), key=lambda item: item[1])
     allowed = checking.TOLERANCE if recorded.rounded is None else checking.TOLERANCE_OF_INTEGERS
     if not worst <= allowed:
-        raise ValueError(f"model: the exported file computes something else than the network: relative error {worst:.1e} "
-                         f"on an image of {shape}, allowed {allowed:.0e}; nothing was written")  # fmt: skip
+        raise ValueError(
+            f"model: the exported file computes something else than the network: relative error {worst:.1e} "
+            f"on an image of {shape}, allowed {allowed:.0e}; nothing was written"
+        )
     return found

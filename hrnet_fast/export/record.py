@@ -189,6 +189,11 @@ def _names(model: nn.Module, count: int) -> list[str]:
     task = (getattr(model, "recipe", None) or {}).get("task")
     if task == "segmentation_ocr" and count == 2:
         return ["auxiliary", "logits"]
-    name = {"segmentation": "logits", "classification": "logits", "pose": "heatmaps", "detection": "level",
-            "features": "stream"}.get(task, "output")  # fmt: skip
+    name = {
+        "segmentation": "logits",
+        "classification": "logits",
+        "pose": "heatmaps",
+        "detection": "level",
+        "features": "stream",
+    }.get(task, "output")
     return [name] if count == 1 else [f"{name}{k}" for k in range(count)]

@@ -48,10 +48,10 @@ def _convolutions(model: nn.Module) -> list[nn.Conv2d]:
 def randomize(model: nn.Module, seed: int = 0, example: object = None) -> nn.Module:
     """Random weights and BatchNorm statistics with which activations are of order 1 everywhere; returns ``model``.
 
-    For verification and benchmarks: after the official initialization the outputs are almost constant (segmentation, OCR)
-    or almost zero (pose), so that errors would not show. Convolutions and linear layers are Kaiming normal, BatchNorm's
-    affine parameters random, and its running statistics those of an example. The same seed gives the same parameters
-    whatever the state of PyTorch's own generators.
+    For verification and benchmarks: after the official initialization the outputs are almost constant (segmentation,
+    OCR) or almost zero (pose), so that errors would not show. Convolutions and linear layers are Kaiming normal,
+    BatchNorm's affine parameters random, and its running statistics those of an example. The same seed gives the same
+    parameters whatever the state of PyTorch's own generators.
 
     Args:
         model: any module.

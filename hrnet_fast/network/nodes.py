@@ -135,9 +135,10 @@ class Constants:
             key = id(node)
         return [
             self._intern((key, k), lambda k=k, r=r: Constant(tuple(r.shape), r.dtype, None, node, k))
-            if isinstance(r, Tensor) else None
+            if isinstance(r, Tensor)
+            else None
             for k, r in enumerate(results)
-        ]  # fmt: skip
+        ]
 
     def _intern(self, key: Any, make: Callable[[], Constant]) -> Constant:
         found = self._known.get(key)

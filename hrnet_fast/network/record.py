@@ -1,8 +1,8 @@
 """A model as a graph of functional operators: recorded, never computed.
 
-Between the model and the recorder lies torch's own functionalization, the C++ one of AOTAutograd: views, in-place writes
-and ``out=`` arrive here as plain operators with the right meaning, and a write that outlives the call can be seen. Below
-the recorder the operators run on fake tensors, which have shapes and no elements.
+Between the model and the recorder lies torch's own functionalization, the C++ one of AOTAutograd: views, in-place
+writes and ``out=`` arrive here as plain operators with the right meaning, and a write that outlives the call can be
+seen. Below the recorder the operators run on fake tensors, which have shapes and no elements.
 """
 
 import contextlib
@@ -32,8 +32,8 @@ aten = torch.ops.aten
 _NORMS = (aten.native_batch_norm.default, aten.cudnn_batch_norm.default, aten.miopen_batch_norm.default)
 # In a graph without writes these are other names of the same tensor.
 _NAMES = (aten.alias.default, aten.detach.default, aten.lift_fresh.default)
-# Programs keep images in memory of their own layout. And what torch makes of a write through windows (Tensor.unfold) loses
-# the elements that are in none.
+# Programs keep images in memory of their own layout. And what torch makes of a write through windows (Tensor.unfold)
+# loses the elements that are in none.
 _BY_STRIDES = (aten.as_strided.default, aten._reshape_alias.default, aten.as_strided_scatter.default,
                aten.unfold_backward.default)  # fmt: skip
 # What would read the memory of a functional tensor, or change its size.

@@ -1,7 +1,7 @@
 """One graph for images of any size: recordings of several sizes side by side, and what their numbers are made of.
 
-Where the recordings call the same operators, each number that differs between them must be a product of dimensions and a
-constant, the same one in all of them. Three recordings are needed: two are explained by coincidence now and then.
+Where the recordings call the same operators, each number that differs between them must be a product of dimensions and
+a constant, the same one in all of them. Three recordings are needed: two are explained by coincidence now and then.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,7 @@
 """cuDNN's convolution with bias, ReLU and residual sum in its epilogue: one launch where conv2d and relu take three.
 
-PyTorch's conv2d adds a bias in a kernel of its own on GPUs, and ReLU and a residual sum are one more each. The operators
-used here are those that torch's own optimizer of frozen graphs uses.
+PyTorch's conv2d adds a bias in a kernel of its own on GPUs, and ReLU and a residual sum are one more each. The
+operators used here are those that torch's own optimizer of frozen graphs uses.
 """
 
 import contextlib

@@ -124,12 +124,15 @@ class PlainExchangeUnit(nn.ModuleList):
             above, here = streams[j - 1].shape[2:], x.shape[2:]
             # what a convolution of stride 2 makes of the stream above
             if here[0] != (above[0] + 1) // 2 or here[1] != (above[1] + 1) // 2:
-                raise ValueError(f"streams[{j}]: expected half of streams[{j - 1}]'s {tuple(above)}, rounded up, "
-                                 f"got {tuple(here)}")  # fmt: skip
+                raise ValueError(
+                    f"streams[{j}]: expected half of streams[{j - 1}]'s {tuple(above)}, rounded up, got {tuple(here)}"
+                )
             if self.mode == "nearest" and (here[0] * 2 != above[0] or here[1] * 2 != above[1]):
-                raise ValueError(f"streams[{j}]: nearest upsampling by 2 makes {(here[0] * 2, here[1] * 2)} of "
-                                 f"{tuple(here)}, but streams[{j - 1}] is {tuple(above)}: the sizes of streams[0] "
-                                 f"must be multiples of {2 ** (len(self.channels) - 1)}")  # fmt: skip
+                raise ValueError(
+                    f"streams[{j}]: nearest upsampling by 2 makes {(here[0] * 2, here[1] * 2)} of "
+                    f"{tuple(here)}, but streams[{j - 1}] is {tuple(above)}: the sizes of streams[0] "
+                    f"must be multiples of {2 ** (len(self.channels) - 1)}"
+                )
 
 
 class ExchangeUnit(PlainExchangeUnit):

@@ -1,9 +1,9 @@
 """The fast computation of an exchange unit, whoever built it: BatchNorm folded where it can be, one exchange each.
 
-A unit is given as its rows, as in the attribute ``fuse_layers`` of the official code: an nn.ModuleList of outputs I, each
-an nn.ModuleList of paths J from the streams. Up paths (J > I) are nn.Sequential(1x1 convolution, norm[, upsampling]),
-down paths (J < I) any module, folded where they are the official chains of strided convolutions, and the diagonal is
-None, an nn.Identity or an empty nn.Sequential.
+A unit is given as its rows, as in the attribute ``fuse_layers`` of the official code: an nn.ModuleList of outputs I,
+each an nn.ModuleList of paths J from the streams. Up paths (J > I) are nn.Sequential(1x1 convolution, norm[,
+upsampling]), down paths (J < I) any module, folded where they are the official chains of strided convolutions, and the
+diagonal is None, an nn.Identity or an empty nn.Sequential.
 """
 
 from typing import NamedTuple
@@ -234,8 +234,13 @@ def _strided(weight: Tensor, bias: Tensor | None, relu_from: int | None) -> Prep
 
 
 def _why_not_conv(conv: nn.Module, kernel: int, stride: int, padding: int) -> str | None:
-    expected = {"kernel_size": (kernel,) * 2, "stride": (stride,) * 2, "padding": (padding,) * 2, "dilation": (1, 1),
-                "groups": 1}  # fmt: skip
+    expected = {
+        "kernel_size": (kernel,) * 2,
+        "stride": (stride,) * 2,
+        "padding": (padding,) * 2,
+        "dilation": (1, 1),
+        "groups": 1,
+    }
     for name, value in expected.items():
         if getattr(conv, name, value) != value:
             return f"the convolution has {name} {getattr(conv, name)}, expected {value}"

@@ -40,7 +40,8 @@ def fold(
     """The convolution that equals a convolution followed by BatchNorm with fixed statistics.
 
     ``gamma * (W x + b - mean) / sqrt(var + eps) + beta``; computed in float32 or wider and rounded once, at the end,
-    in half precision so that the rounding errors of an output channel add up to nothing. A norm that uses another scale hands that in as gamma (InPlaceABN: ``abs(weight) + eps``).
+    in half precision so that the rounding errors of an output channel add up to nothing. A norm that uses another scale
+    hands that in as gamma (InPlaceABN: ``abs(weight) + eps``).
 
     Args:
         weight: [O, I, kh, kw] (or with any other trailing dimensions).

@@ -82,8 +82,9 @@ class PlainHRFPN(nn.Module):
             if (x.shape[2] << j, x.shape[3] << j) != size:  # the official code enlarges by 2**j exactly
                 raise ValueError(f"streams[{j}]: expected 1/{2**j} of streams[0]'s {size}, got {tuple(x.shape[2:])}")
         if min(size) < 2 ** (self.levels - 1):
-            raise ValueError(f"streams[0]: {self.levels} levels need at least {2 ** (self.levels - 1)} pixels per "
-                             f"side, got {size}")  # fmt: skip
+            raise ValueError(
+                f"streams[0]: {self.levels} levels need at least {2 ** (self.levels - 1)} pixels per side, got {size}"
+            )
 
 
 def reduce_streams(streams: list[Tensor], weights: list[Tensor], bias: Tensor | None) -> Tensor:
@@ -147,8 +148,14 @@ class HRFPN(PlainHRFPN):
 
     def _altered(self) -> bool:
         """Whether somebody has hooked, replaced or parametrized what the fast form takes apart."""
-        geometry = {"kernel_size": (3, 3), "stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1,
-                    "padding_mode": "zeros"}  # fmt: skip
+        geometry = {
+            "kernel_size": (3, 3),
+            "stride": (1, 1),
+            "padding": (1, 1),
+            "dilation": (1, 1),
+            "groups": 1,
+            "padding_mode": "zeros",
+        }
         changed = len(self.reduction_conv) != 1 or not is_conv1x1(self.reduction_conv[0])
         for conv in self.fpn_conv:
             changed |= type(conv) is not nn.Conv2d or any(getattr(conv, k) != v for k, v in geometry.items())

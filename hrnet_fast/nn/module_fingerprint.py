@@ -54,8 +54,8 @@ def _settings(module: nn.Module) -> Iterator[tuple[str, Any]]:
 def signature(module: nn.Module, parts: Iterable[nn.Module]) -> tuple:
     """What two modules must have in common to compute the same function of their inputs and tensors.
 
-    Of the module itself its settings and the names of its children, parameters and buffers; of each of its ``parts``, and
-    of all modules below them, the types as well. What every fast form reads at each call is left out.
+    Of the module itself its settings and the names of its children, parameters and buffers; of each of its ``parts``,
+    and of all modules below them, the types as well. What every fast form reads at each call is left out.
     """
 
     def own(m: nn.Module) -> tuple:
@@ -93,8 +93,12 @@ class Watch:
         self._lengths = list(map(len, self._holders))
         slots = [slot for m in modules for slot in _slots(m)]
         self._slots = tuple(zip(*slots, strict=True)) or ((), (), ())
-        self._hooks = [h for m in modules if m is not owner
-                       for h in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)]  # fmt: skip
+        self._hooks = [
+            h
+            for m in modules
+            if m is not owner
+            for h in (m._forward_hooks, m._forward_pre_hooks, m._backward_hooks, m._backward_pre_hooks)
+        ]
         self._had = list(map(bool, self._hooks)) if any(self._hooks) else None  # None: no hook at all
 
     def covers(self, modules: Iterable[nn.Module]) -> bool:

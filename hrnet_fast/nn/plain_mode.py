@@ -34,8 +34,8 @@ def standard_operators_wanted() -> bool:
 
     So it is where a network is recorded, by ``standard_operators``, torch.jit, torch.fx, or for an ONNX file; in
     forward-mode differentiation and vmap, of which folded convolutions know nothing; and while there are hooks on every
-    module, which must see the calls of those that fast forms take apart, or a method of torch's modules is not torch's own. Not
-    so for the hooks of torch's FlopCounterMode, which is to count what is executed.
+    module, which must see the calls of those that fast forms take apart, or a method of torch's modules is not torch's
+    own. Not so for the hooks of torch's FlopCounterMode, which is to count what is executed.
     """
     if getattr(_local, "wanted", False) or traced() or transformed():
         return True
@@ -48,8 +48,10 @@ def standard_operators_wanted() -> bool:
 
 def _watched() -> bool:
     tables = (
-        _every_module._global_forward_pre_hooks, _every_module._global_forward_hooks,
-        _every_module._global_backward_pre_hooks, _every_module._global_backward_hooks,
-    )  # fmt: skip
+        _every_module._global_forward_pre_hooks,
+        _every_module._global_forward_hooks,
+        _every_module._global_backward_pre_hooks,
+        _every_module._global_backward_hooks,
+    )
     hooks = [hook for table in tables for hook in table.values()]
     return any(getattr(hook, "__module__", None) != "torch.utils.module_tracker" for hook in hooks)

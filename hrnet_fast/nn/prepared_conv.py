@@ -82,8 +82,8 @@ class PreparedConv:
 
     On the CPU in float32, bfloat16 or float16 and where no gradient is wanted it runs through the oneDNN operators that
     Inductor uses, with weights in oneDNN's own layout; the result is then channels_last whatever the layout of the
-    input (also for a contiguous input this is faster than conv2d, the conversion included). On NVIDIA GPUs bias, ReLU and
-    residual sum are in cuDNN's epilogue where hrnet_fast.nn.cudnn_epilogue has no objection. Everywhere else, under
+    input (also for a contiguous input this is faster than conv2d, the conversion included). On NVIDIA GPUs bias, ReLU
+    and residual sum are in cuDNN's epilogue where hrnet_fast.nn.cudnn_epilogue has no objection. Everywhere else, under
     compilation, tracing or a tensor subclass, it is F.conv2d and relu, which keep the input's layout.
 
     Args:

@@ -1,8 +1,8 @@
 """The convolutional parts between two exchanges: residual blocks and convolution chains, plain and with folded BatchNorm.
 
 The folded forms are subclasses with the same parameters and keys. Evaluated without gradients for its parameters each
-convolution runs with its BatchNorm folded in, ReLU and the residual sum in its epilogue (PreparedConv); in training mode,
-with hooks inside and under torch.jit they are what they are derived from.
+convolution runs with its BatchNorm folded in, ReLU and the residual sum in its epilogue (PreparedConv); in training
+mode, with hooks inside and under torch.jit they are what they are derived from.
 """
 
 from collections.abc import Sequence

@@ -1,7 +1,8 @@
 """BatchNorm of several convolutions that ran side by side, with their ReLUs, in training on the CPU.
 
 One kernel reads the joined result once for the statistics and once more to normalize it, and each norm's channels leave
-as a tensor of their own; the backward is as short. torch's own operators take BatchNorm, ReLU and the parting one by one.
+as a tensor of their own; the backward is as short. torch's own operators take BatchNorm, ReLU and the parting one by
+one.
 """
 
 from collections.abc import Sequence

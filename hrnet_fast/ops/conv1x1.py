@@ -1,7 +1,7 @@
 """1x1 convolutions as matrix products.
 
-On GPUs torch rounds the products of float32 convolutions to TF32 by default (torch.backends.cudnn.allow_tf32), and those
-of matrices only where torch.backends.cuda.matmul.allow_tf32 says so, which is the flag that this package follows.
+On GPUs torch rounds the products of float32 convolutions to TF32 by default (torch.backends.cudnn.allow_tf32), and
+those of matrices only where torch.backends.cuda.matmul.allow_tf32 says so, which is the flag that this package follows.
 """
 
 import torch

@@ -33,8 +33,8 @@ def interpolate_argmax(
 
         F.interpolate(scores.float(), size, mode="bilinear", align_corners=align_corners).argmax(1).to(dtype)
 
-    This is how the official code ends (HRNet-Semantic-Segmentation, ``lib/core/function.py``): the network's scores have
-    a quarter of the picture's size. Scores are interpolated in float32 (float64 for float64) and not rounded: in
+    This is how the official code ends (HRNet-Semantic-Segmentation, ``lib/core/function.py``): the network's scores
+    have a quarter of the picture's size. Scores are interpolated in float32 (float64 for float64) and not rounded: in
     half precision eager PyTorch rounds them, and may find ties where there are none.
 
     Args:

@@ -63,8 +63,15 @@ def _autocast_kernel(name: str, device: str):
             return t if t is None or t.dtype == torch.float64 else t.to(dtype)
 
         with torch._C._ExcludeDispatchKeyGuard(keys):
-            return op([cast(x) for x in inputs], [cast(w) for w in weights], weighted, cast(bias),
-                      cast(projection), cast(projection_bias), *rest)  # fmt: skip
+            return op(
+                [cast(x) for x in inputs],
+                [cast(w) for w in weights],
+                weighted,
+                cast(bias),
+                cast(projection),
+                cast(projection_bias),
+                *rest,
+            )
 
     return kernel
 
@@ -84,7 +91,8 @@ def _flops(inputs, weights, weighted, bias, projection, projection_bias, height,
 class _ReverseOnly(torch.library.Library):
     """Registers derivatives of torch.library so that they refuse tangents, which would be dropped without a word.
 
-    What this package calls itself it calls ``autograd.below_autograd``: kernels in Python double the price of a small call.
+    What this package calls itself it calls ``autograd.below_autograd``: kernels in Python double the price of a small
+    call.
     """
 
     def impl(self, op_name, fn, *arguments, **keywords):

@@ -51,8 +51,9 @@ def _transforms() -> list:
 def apply(function: type[Function], *arguments):
     """``function.apply`` of a function with setup_context.
 
-    torch binds the arguments of such a function to its signature at every call, which costs 20 to 40 us. Only torch.func
-    transforms need that form; everything else gets the same function in the form whose forward takes the context.
+    torch binds the arguments of such a function to its signature at every call, which costs 20 to 40 us. Only
+    torch.func transforms need that form; everything else gets the same function in the form whose forward takes the
+    context.
     """
     if torch._C._are_functorch_transforms_active():
         return function.apply(*arguments)

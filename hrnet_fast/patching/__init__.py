@@ -16,17 +16,20 @@ __all__ = ["PatchReport", "Row", "patch", "unpatch"]
 def patch(model: nn.Module) -> PatchReport:
     """Make the exchange units, heads and feature pyramids of someone else's HRNet fast, in place.
 
-    Found by their structure, whatever their classes are called: exchange units of timm, of the official repositories, of
-    OpenMMLab and of simple-HRNet, and in a model that has such units its residual blocks; official HRNetV2 networks with their head; mmseg's FCN head with ``resize_concat``; and
-    HRFPN. Each is tried beside its original, on small random inputs with random weights, in evaluation and in training,
-    and left alone where the two do not agree; so weights may be loaded before or afterwards. The modules, parameters, state-dict keys and hooks stay the same objects; what changes is the class of the patched
-    modules, to a subclass of their own with another ``forward``. Training, ``deepcopy``, pickling, ``.to()``,
-    ``torch.compile`` and ``torch.export`` work as before. Patch before compiling.
+    Found by their structure, whatever their classes are called: exchange units of timm, of the official repositories,
+    of OpenMMLab and of simple-HRNet, and in a model that has such units its residual blocks; official HRNetV2 networks
+    with their head; mmseg's FCN head with ``resize_concat``; and HRFPN. Each is tried beside its original, on small
+    random inputs with random weights, in evaluation and in training, and left alone where the two do not agree; so
+    weights may be loaded before or afterwards. The modules, parameters, state-dict keys and hooks stay the same
+    objects; what changes is the class of the patched modules, to a subclass of their own with another ``forward``.
+    Training, ``deepcopy``, pickling, ``.to()``, ``torch.compile`` and ``torch.export`` work as before. Patch before
+    compiling.
 
-    In evaluation BatchNorm is folded, and folded again when a weight changes (see hrnet_fast.refold for the exceptions).
-    The original forward runs where the sizes of the streams are not those of an HRNet, where anything inside was changed
-    since (hooks, classes, settings, children, methods of an instance's own or of a class), while there are hooks on every
-    module, and under torch.jit and ONNX export. What replaces functions of torch.nn.functional has no effect on what is fast.
+    In evaluation BatchNorm is folded, and folded again when a weight changes (see hrnet_fast.refold for the
+    exceptions). The original forward runs where the sizes of the streams are not those of an HRNet, where anything
+    inside was changed since (hooks, classes, settings, children, methods of an instance's own or of a class), while
+    there are hooks on every module, and under torch.jit and ONNX export. What replaces functions of torch.nn.functional
+    has no effect on what is fast.
 
     Args:
         model: a network, or one of the modules named above. Patching it again does no harm.
@@ -52,10 +55,13 @@ def patch(model: nn.Module) -> PatchReport:
     # inner modules first: a network is tried with what its parts have become
     known: dict = {}
     found = {module: list(_visit(name, module, adapters, known)) for module, name in reversed(first.items())}
-    return PatchReport([
-        row if name == first[module] else replace(row, name=name, detail=f"the same module as {first[module]}")
-        for name, module in places for row in found[module]
-    ])  # fmt: skip
+    return PatchReport(
+        [
+            row if name == first[module] else replace(row, name=name, detail=f"the same module as {first[module]}")
+            for name, module in places
+            for row in found[module]
+        ]
+    )
 
 
 def unpatch(model: nn.Module) -> nn.Module:

@@ -19,8 +19,11 @@ def why_not_block(module: nn.Module) -> str | None:
     """Why a block is more, or less, than convolutions with norms, ReLUs and a shortcut."""
     pairs, shortcut = _pairs(module), _shortcut(module)
     known = [m for pair in pairs for m in pair] + [m for m in (module.downsample,) if m is not None]
-    extra = [type(m).__name__ for m in module.children()
-             if all(m is not k for k in known) and type(m) not in (nn.ReLU, nn.Identity)]  # fmt: skip
+    extra = [
+        type(m).__name__
+        for m in module.children()
+        if all(m is not k for k in known) and type(m) not in (nn.ReLU, nn.Identity)
+    ]
     if extra:
         return f"it has a {extra[0]} inside, which the residual blocks of HRNet have not"
     if (strangers := why_strangers(module, {name for name, _ in module.named_children()})) is not None:
@@ -60,6 +63,9 @@ def block_forward(module: nn.Module, plain: Callable, settings: Any, folds: Fold
 
 def why_strangers(module: nn.Module, known: set[str]) -> str | None:
     """What a module has besides the children of these names: nobody knows what its forward does with that."""
-    found = [*(n for n, _ in module.named_children() if n not in known),
-             *(n for n, p in module._parameters.items() if p is not None), *module._buffers]  # fmt: skip
+    found = [
+        *(n for n, _ in module.named_children() if n not in known),
+        *(n for n, p in module._parameters.items() if p is not None),
+        *module._buffers,
+    ]
     return f"it has {', '.join(found)}, which no HRNet has there" if found else None

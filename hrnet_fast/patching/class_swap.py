@@ -126,8 +126,14 @@ def _patched_class(base: type[nn.Module], kind: str) -> type[nn.Module]:
     names = getattr(inspect.unwrap(plain), "__globals__", globals())
     forward = types.FunctionType(forward.__code__, names, "forward", None, forward.__closure__)
     forward.__wrapped__, forward.__doc__ = plain, plain.__doc__
-    body = {"forward": forward, "_hrnet_fast_base": base, "_hrnet_fast_adapter": adapter, "__module__": base.__module__,
-            "__qualname__": base.__qualname__, "__doc__": base.__doc__}  # fmt: skip
+    body = {
+        "forward": forward,
+        "_hrnet_fast_base": base,
+        "_hrnet_fast_adapter": adapter,
+        "__module__": base.__module__,
+        "__qualname__": base.__qualname__,
+        "__doc__": base.__doc__,
+    }
     return type(base.__name__, (Patched, base), body)
 
 

@@ -102,8 +102,10 @@ def network_forward(module: nn.Module, plain: Callable, align_corners: bool, fol
     x = module.relu(module.bn1(module.conv1(x)))
     streams = [module.layer1(module.relu(module.bn2(module.conv2(x))))]
     for transition, stage in (
-        (module.transition1, module.stage2), (module.transition2, module.stage3), (module.transition3, module.stage4),
-    ):  # fmt: skip
+        (module.transition1, module.stage2),
+        (module.transition2, module.stage3),
+        (module.transition3, module.stage4),
+    ):
         streams = stage([streams[i] if t is None else t(streams[-1]) for i, t in enumerate(transition)])
     return _run(_Head(head, head[0], head[1], head[2], None, head[3]), folds, streams, align_corners)
 

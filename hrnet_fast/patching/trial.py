@@ -23,8 +23,8 @@ Example = Callable[[nn.Module, Callable[..., Tensor]], tuple[dict[str, nn.Module
 def why_not_equal(module: nn.Module, example: Example, make_fast: Callable[[nn.Module], None]) -> str | None:
     """What twins of a module, one of them made fast, compute differently; None where nothing is.
 
-    Compared are results and the lists of the caller, in evaluation for all inputs together and for each stream alone; in training also gradients and
-    running statistics. Neither the module nor its hooks notice.
+    Compared are results and the lists of the caller, in evaluation for all inputs together and for each stream alone;
+    in training also gradients and running statistics. Neither the module nor its hooks notice.
 
     Args:
         module: stays as it is.
@@ -148,6 +148,7 @@ def _twin(
 
         twin._parameters = {name: of(p) for name, p in module._parameters.items()}
         twin._buffers = {name: of(b) for name, b in module._buffers.items()}
-        twin._modules = {k: None if m is None else _twin(m, training, weights, memo, own)
-                         for k, m in module._modules.items()}  # fmt: skip
+        twin._modules = {
+            k: None if m is None else _twin(m, training, weights, memo, own) for k, m in module._modules.items()
+        }
     return memo[module]

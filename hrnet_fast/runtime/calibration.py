@@ -65,8 +65,10 @@ class Calibration:
         if found is None:
             raise ValueError(f"calibration: it is of another network: it knows no convolution {name!r}")
         if channels is not None and found.mean.numel() != channels:
-            raise ValueError(f"calibration: it is of another network: {name!r} has {channels} input channels, "
-                             f"there it has {found.mean.numel()}")  # fmt: skip
+            raise ValueError(
+                f"calibration: it is of another network: {name!r} has {channels} input channels, "
+                f"there it has {found.mean.numel()}"
+            )
         return found
 
     def _joined(self, name: str) -> Activation | None:
@@ -85,8 +87,9 @@ class Calibration:
         if not activations or first != (max(end for end, _ in parts.values()) if last is None else last):
             return None
         high = max(a.high for a in activations)
-        return Activation(-high if any(a.low < 0 for a in activations) else 0.0, high,
-                          torch.cat([a.mean for a in activations]))  # fmt: skip
+        return Activation(
+            -high if any(a.low < 0 for a in activations) else 0.0, high, torch.cat([a.mean for a in activations])
+        )
 
     def save(self, path: str | PathLike) -> None:
         """Writes NAME.safetensors, which every machine can read; a file that is there is replaced.
@@ -98,8 +101,11 @@ class Calibration:
         if not fspath(path).endswith(_SUFFIX):
             raise ValueError(f"path: expected a name that ends in {_SUFFIX}, got {fspath(path)!r}")
         means = {name: a.mean.contiguous().clone() for name, a in sorted(self.activations.items())}
-        about = {"version": _VERSION, "images": self.images,
-                 "ranges": {name: [self.activations[name].low, self.activations[name].high] for name in means}}  # fmt: skip
+        about = {
+            "version": _VERSION,
+            "images": self.images,
+            "ranges": {name: [self.activations[name].low, self.activations[name].high] for name in means},
+        }
         about["sha256"] = _checksum(about, means)
         # by hand: safetensors.torch needs numpy
         header: dict[str, Any] = {"__metadata__": {_KEY: json.dumps(about)}}
@@ -177,15 +183,16 @@ def calibrate(
 
     Args:
         model: the network, in evaluation; it is left as it is, and does not run itself.
-        images: a tensor [N, C, H, W], of which one image at a time is run; or an iterable of what the model takes, of any
-            shapes: a tensor [N, C, H, W] or [C, H, W]; a tuple stands for several positional arguments, a list does not:
-            of a DataLoader with labels take ``(image for image, label in loader)``. They are moved to the model's device.
+        images: a tensor [N, C, H, W], of which one image at a time is run; or an iterable of what the model takes, of
+            any shapes: a tensor [N, C, H, W] or [C, H, W]; a tuple stands for several positional arguments, a list does
+            not: of a DataLoader with labels take ``(image for image, label in loader)``. They are moved to the model's
+            device.
         ranges: from where on numbers are cut off. "mse": where rounding and cutting off give the least squared error
             together; "max": nowhere; "99.99%": this share of the numbers is kept.
         kwargs: keyword arguments of every call.
-        record_steps: the network for arguments of these shapes; it is called for each new shape (eight are kept), raises
-            ``Refused`` if there is none, and may raise TypeError or ValueError for what the model does not take. None:
-            the model is recorded.
+        record_steps: the network for arguments of these shapes; it is called for each new shape (eight are kept),
+            raises ``Refused`` if there is none, and may raise TypeError or ValueError for what the model does not take.
+            None: the model is recorded.
 
     Raises:
         TypeError: ``images`` is nothing that gives images.
@@ -214,13 +221,18 @@ def calibrate(
     if not count:
         raise ValueError("calibration: there are no images at all")
     if len(constant) == count:
-        raise ValueError(f"calibration: all images are constant ({count} of {count}): a network does nothing with them "
-                         "that it does with real ones")  # fmt: skip
+        raise ValueError(
+            f"calibration: all images are constant ({count} of {count}): a network does nothing with them "
+            "that it does with real ones"
+        )
     if constant:
         _LOG.warning("calibration: image %s is constant", ", ".join(map(str, constant)))
     if count < _FEW:
-        _LOG.warning("calibration: %d image%s found; more are better, 16 to 64 of those that will come",
-                     count, " was" if count == 1 else "s were")  # fmt: skip
+        _LOG.warning(
+            "calibration: %d image%s found; more are better, 16 to 64 of those that will come",
+            count,
+            " was" if count == 1 else "s were",
+        )
     activations = {}
     for name, of in found.items():
         high = of.high(ranges)

@@ -32,16 +32,16 @@ class GraphedModule:
     """``module`` under CUDA graphs, for inference: same arguments, same results.
 
     **Inputs** are tensors, or lists, tuples and dicts of them, on one GPU; other arguments must be hashable, and are
-    recorded as constants. A module that writes into its inputs writes into copies. There is a graph for every combination of structure, constants, and the tensors' shapes,
-    strides and dtypes, of autocast, of ``module.training`` and of torch's TF32 and determinism settings; the
-    ``max_graphs`` used last are kept. Every call copies its inputs into the tensors that the graph reads, unless they are
-    those very tensors (``buffers``).
+    recorded as constants. A module that writes into its inputs writes into copies. There is a graph for every
+    combination of structure, constants, and the tensors' shapes, strides and dtypes, of autocast, of
+    ``module.training`` and of torch's TF32 and determinism settings; the ``max_graphs`` used last are kept. Every call
+    copies its inputs into the tensors that the graph reads, unless they are those very tensors (``buffers``).
 
     **Outputs** are new tensors that belong to the caller. With ``clone_outputs=False`` they are the graph's own, which
     the next call with the same kind of inputs overwrites: two copies less, for callers who are done by then.
 
-    **Gradients** are not recorded: results are those under ``torch.no_grad()``. Forward-mode derivatives and vmap run the
-    module as it is.
+    **Gradients** are not recorded: results are those under ``torch.no_grad()``. Forward-mode derivatives and vmap run
+    the module as it is.
 
     **Parameters** are read where they lay when a graph was recorded. In-place changes of what the graph reads take
     effect; anything that puts them elsewhere (``.to()``, ``.half()``, a new Parameter) or that was computed from them
@@ -51,12 +51,13 @@ class GraphedModule:
     **Threads and streams** may share it: calls are recorded and launched one at a time, on the caller's stream, and
     wait on the GPU for the one before, because all graphs share their memory.
 
-    Calls that no graph can serve run the module as it is: ``why_eager`` says why. A module that cannot be recorded warns
-    once for each kind of inputs.
+    Calls that no graph can serve run the module as it is: ``why_eager`` says why. A module that cannot be recorded
+    warns once for each kind of inputs.
 
     Args:
         module: any callable whose work depends on nothing but its arguments and its parameters.
-        max_graphs: how many graphs are kept; each needs memory for its inputs and outputs, its intermediates are shared.
+        max_graphs: how many graphs are kept; each needs memory for its inputs and outputs, its intermediates are
+            shared.
         clone_outputs: whether outputs belong to the caller.
         state: what graphs depend on besides the arguments, as a value that can be compared.
         backend: captures, streams and events; CUDA's, or a stand-in in tests.

@@ -18,8 +18,8 @@ _PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
 class Statistics:
     """Of all numbers of one value in a network, over some images; the sum of two is that of all their images.
 
-    The histogram's top is a power of two, so that it grows exactly: by adding neighbouring bins. What comes out does not
-    depend on the order of the images.
+    The histogram's top is a power of two, so that it grows exactly: by adding neighbouring bins. What comes out does
+    not depend on the order of the images.
 
     Attributes:
         least, largest: of the numbers.
@@ -65,9 +65,15 @@ class Statistics:
         if self.total.shape != other.total.shape:
             raise ValueError(f"{self.total.numel()} channels and {other.total.numel()}")
         top = max(self.top, other.top)
-        return Statistics(min(self.least, other.least), max(self.largest, other.largest), self.total + other.total,
-                          self.pixels + other.pixels, self.zeros + other.zeros,
-                          self._counts_up_to(top) + other._counts_up_to(top), top)  # fmt: skip
+        return Statistics(
+            min(self.least, other.least),
+            max(self.largest, other.largest),
+            self.total + other.total,
+            self.pixels + other.pixels,
+            self.zeros + other.zeros,
+            self._counts_up_to(top) + other._counts_up_to(top),
+            top,
+        )
 
     def _counts_up_to(self, top: float) -> Tensor:
         joined = min(int(top / self.top), BINS)

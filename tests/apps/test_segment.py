@@ -245,8 +245,14 @@ def test_reading_and_writing_overlap_with_computing():
         assert other not in begun or begun[other].wait(20), f"{what} {k} did not overlap with {other}"
         return k
 
-    outcomes = list(pipeline.run(range(6), lambda k: step("load", k, None), lambda k, x: step("compute", k, ("load", k + 2)),
-                                 lambda k, x: step("save", k, ("compute", k + 1))))  # fmt: skip
+    outcomes = list(
+        pipeline.run(
+            range(6),
+            lambda k: step("load", k, None),
+            lambda k, x: step("compute", k, ("load", k + 2)),
+            lambda k, x: step("save", k, ("compute", k + 1)),
+        )
+    )
     assert [o.problem for o in outcomes] == [None] * 6
 
 
@@ -331,8 +337,9 @@ def test_checkpoints_of_something_else_are_refused_with_what_they_hold(tmp_path,
     picture = noise(tmp_path / "a.png")
 
     def refused(*arguments):
-        return fails(capsys, picture, "--model", SMALL, "--checkpoint", tmp_path / "w.pth", "--out", tmp_path / "out",
-                     *arguments)  # fmt: skip
+        return fails(
+            capsys, picture, "--model", SMALL, "--checkpoint", tmp_path / "w.pth", "--out", tmp_path / "out", *arguments
+        )
 
     torch.save(hf.create_model(SMALL, num_classes=7).state_dict(), tmp_path / "w.pth")
     assert "it holds an HRNet of width 16 for segmentation with 7 classes, the model is" in (line := refused())

@@ -120,8 +120,15 @@ def test_speedups_pair_runs_of_the_same_round():
 
 def test_progress_and_observe_are_called():
     clock, log, shown, seen = Clock(), [], [], []
-    compare([clock.worker("a", 0.1, log)], ONES, 1e-6, budget=1.0, clock=clock,
-            progress=lambda doing, done: shown.append(done), observe=lambda name, out: seen.append(name))  # fmt: skip
+    compare(
+        [clock.worker("a", 0.1, log)],
+        ONES,
+        1e-6,
+        budget=1.0,
+        clock=clock,
+        progress=lambda doing, done: shown.append(done),
+        observe=lambda name, out: seen.append(name),
+    )
     assert shown[-1] == 1.0
     assert all(0.0 <= done <= 1.0 for done in shown)
     assert seen == ["a"]
@@ -132,12 +139,22 @@ def result(name: str, error: float, tolerance: float, samples: list[float], loop
 
 
 def _stored(name: str = "model-w48-512x512-float32", faster: float = 1.5) -> Report:
-    made = [result(contenders.CHANNELS_LAST, 1e-7, 1e-4, [0.61, 0.60, 0.62], 1),
-            result(contenders.FOLDED, 1e-7, 1e-4, [0.58, 0.57, 0.59], 1),
-            result(contenders.COMPILED, 1e-7, 1e-4, [0.45, 0.44, 0.46], 1),
-            result(contenders.FAST, 2e-7, 1e-4, [0.6 / faster] * 3, 1)]  # fmt: skip
-    case = Record(name, f"description of {name}", "float32", 1e-4, finish(made), params=65859379,
-                       gflops_published=88.0, shares={"head": 0.12})  # fmt: skip
+    made = [
+        result(contenders.CHANNELS_LAST, 1e-7, 1e-4, [0.61, 0.60, 0.62], 1),
+        result(contenders.FOLDED, 1e-7, 1e-4, [0.58, 0.57, 0.59], 1),
+        result(contenders.COMPILED, 1e-7, 1e-4, [0.45, 0.44, 0.46], 1),
+        result(contenders.FAST, 2e-7, 1e-4, [0.6 / faster] * 3, 1),
+    ]
+    case = Record(
+        name,
+        f"description of {name}",
+        "float32",
+        1e-4,
+        finish(made),
+        params=65859379,
+        gflops_published=88.0,
+        shares={"head": 0.12},
+    )
     case.entries[0].peak_memory_bytes = 1 << 28
     case.entries[0].argmax_agreement = 0.999
     return Report([case])
@@ -372,8 +389,11 @@ def test_notes_say_which_engine_it_was_and_why():
 def test_goals_are_judged_honestly():
     found = goals.outcomes(_stored(faster=1.2).cases[0])
     reached = {(o["over"], o["goal"]): o["reached"] for o in found}
-    assert reached == {(contenders.CHANNELS_LAST, 1.15): True,
-                       (contenders.FOLDED, 1.0): True, (contenders.COMPILED, 1.0): False}  # fmt: skip
+    assert reached == {
+        (contenders.CHANNELS_LAST, 1.15): True,
+        (contenders.FOLDED, 1.0): True,
+        (contenders.COMPILED, 1.0): False,
+    }
     case = _stored(faster=1.2).cases[0]
     case.goals = found
     assert "2 of 3 goals reached" in goals.shown([case])
@@ -419,11 +439,13 @@ def test_an_old_picture_is_out_of_date(tmp_path, capsys):
 
 def _measured(name: str, other_is_off: bool = False) -> Report:
     """A case in which optimize takes half as long as the best other engine, OpenVINO."""
-    made = [result(contenders.CHANNELS_LAST, 1e-7, 1e-4, [0.6] * 3, 1),
-            result("OpenVINO", 2e-4 if other_is_off else 1e-7, 1e-4, [0.4] * 3, 1),
-            result(contenders.COMPILED, 1e-7, 1e-4, [0.5] * 3, 1),
-            result(contenders.FAST, 1e-7, 1e-4, [0.15] * 3, 1),  # ours, but not what the table is about
-            result(contenders.OPTIMIZED, 1e-7, 1e-4, [0.2] * 3, 1)]  # fmt: skip
+    made = [
+        result(contenders.CHANNELS_LAST, 1e-7, 1e-4, [0.6] * 3, 1),
+        result("OpenVINO", 2e-4 if other_is_off else 1e-7, 1e-4, [0.4] * 3, 1),
+        result(contenders.COMPILED, 1e-7, 1e-4, [0.5] * 3, 1),
+        result(contenders.FAST, 1e-7, 1e-4, [0.15] * 3, 1),  # ours, but not what the table is about
+        result(contenders.OPTIMIZED, 1e-7, 1e-4, [0.2] * 3, 1),
+    ]
     case = Record(name, f"description of {name}, float32", "float32", 1e-4, finish(made), neighbours=0.5)
     return Report([case])
 
@@ -466,9 +488,11 @@ def test_table_of_the_forms_has_optimize_where_it_was_measured():
     name = readme_table.ROWS[0]
     stored = _stored(name)
     assert contenders.OPTIMIZED not in readme_table.table({name: stored})
-    made = [result(contenders.CHANNELS_LAST, 1e-7, 1e-4, [0.6] * 3, 1),
-            result(contenders.FAST, 1e-7, 1e-4, [0.4] * 3, 1),
-            result(contenders.OPTIMIZED, 1e-7, 1e-4, [0.2] * 3, 1)]  # fmt: skip
+    made = [
+        result(contenders.CHANNELS_LAST, 1e-7, 1e-4, [0.6] * 3, 1),
+        result(contenders.FAST, 1e-7, 1e-4, [0.4] * 3, 1),
+        result(contenders.OPTIMIZED, 1e-7, 1e-4, [0.2] * 3, 1),
+    ]
     stored.cases[0].entries = finish(made)
     assert _row_of(readme_table.table({name: stored}), name) == ["600 ms", "-", "400 ms", "200 ms", "3.00x", "-"]
 

@@ -21,11 +21,21 @@ def row(name: str, miou: float | None, agreement: float | None = 1.0, failure: s
 def measured():
     """Two seeds; one peer ran for the second seed alone."""
     runs = [
-        [row(accuracy_table.REFERENCE, 0.8), row("int8", 0.796, 0.99), row("float16", 0.8, engine="torch"),
-         row("OpenVINO int8", 0.79, 0.98), row("ONNX Runtime int8", None, None, "no memory")],
-        [row(accuracy_table.REFERENCE, 0.9), row("int8", 0.898, 0.97), row("float16", 0.9, engine="torch"),
-         row("OpenVINO int8", 0.91, 0.98), row("ONNX Runtime int8", 0.86, 0.9)],
-    ]  # fmt: skip
+        [
+            row(accuracy_table.REFERENCE, 0.8),
+            row("int8", 0.796, 0.99),
+            row("float16", 0.8, engine="torch"),
+            row("OpenVINO int8", 0.79, 0.98),
+            row("ONNX Runtime int8", None, None, "no memory"),
+        ],
+        [
+            row(accuracy_table.REFERENCE, 0.9),
+            row("int8", 0.898, 0.97),
+            row("float16", 0.9, engine="torch"),
+            row("OpenVINO int8", 0.91, 0.98),
+            row("ONNX Runtime int8", 0.86, 0.9),
+        ],
+    ]
     options = {"steps": 5, "seeds": 2, "batch": 4, "size": [64, 96], "images": 7, "calibration_images": 3}
     cpu = {"threads": 1, "cores": 2, "model": "A CPU", "kernel": "amx"}
     return {
@@ -103,8 +113,21 @@ def test_settled_moments_are_the_means_over_the_batches():
 @pytest.mark.skipif(not HAS_BYTES, reason="int8 needs the compiled part, and AVX2")
 def test_a_tiny_run(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(accuracy, "SIZE", (64, 64))
-    given = ["--networks", "w18_small_v1", "--steps", "2", "--seeds", "1", "--images", "2", "--no-peers",
-             "--weights", str(tmp_path / "weights"), "--results", str(tmp_path)]  # fmt: skip
+    given = [
+        "--networks",
+        "w18_small_v1",
+        "--steps",
+        "2",
+        "--seeds",
+        "1",
+        "--images",
+        "2",
+        "--no-peers",
+        "--weights",
+        str(tmp_path / "weights"),
+        "--results",
+        str(tmp_path),
+    ]
     assert accuracy.main(given) == 0
     measured = json.loads((tmp_path / "w18_small_v1.json").read_text())
     (run,), options = measured["runs"], measured["options"]

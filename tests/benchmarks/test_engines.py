@@ -81,8 +81,16 @@ def test_the_registry_has_every_case_once_and_each_can_go_to_another_process():
         assert pickle.loads(pickle.dumps(case)).name == case.name
 
 
-@pytest.mark.parametrize("name", ["order-c18-128x128-bfloat16", "unit-w18-stage3-bfloat16", "head-w18-128x128-float32",
-                                  "backward-c18-128x128-bfloat16", "training-unit-w18-stage4-float32"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "order-c18-128x128-bfloat16",
+        "unit-w18-stage3-bfloat16",
+        "head-w18-128x128-float32",
+        "backward-c18-128x128-bfloat16",
+        "training-unit-w18-stage4-float32",
+    ],
+)
 def test_parts_agree_in_every_form(name):
     (case,) = cases.select([name], cases.cpu())
     record = measure(case, budget=0.01, without=[COMPILED], table=contenders.TABLE)

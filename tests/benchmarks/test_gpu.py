@@ -41,7 +41,9 @@ def test_every_part_builds_its_contenders(part, tmp_path, small, capsys):
         assert case["useful_bytes"] > 0
     assert "hrnet_fast" in capsys.readouterr().out
     assert {"driver", "clocks", "copy_bytes_per_second", "bfloat16_flops_per_second"} <= {
-        *report["machine"], *(report["machine"]["gpu"] or {"driver": None})}  # fmt: skip
+        *report["machine"],
+        *(report["machine"]["gpu"] or {"driver": None}),
+    }
 
 
 def test_every_contender_is_timed_with_its_own_module(small, monkeypatch):
@@ -86,8 +88,9 @@ LATE = "OutOfTime: the part's time is up"
 
 def late(name: str, *failures: str | None) -> Record:
     """A record with a contender for each failure; those without one were timed."""
-    entries = [Entry(str(k), 1e-4, True, failure, samples=[] if failure else [1e-3])
-               for k, failure in enumerate(failures)]  # fmt: skip
+    entries = [
+        Entry(str(k), 1e-4, True, failure, samples=[] if failure else [1e-3]) for k, failure in enumerate(failures)
+    ]
     return Record(name, "", "float16", 1e-3, finish(entries), useful_bytes=1)
 
 
@@ -187,8 +190,13 @@ def measured(name: str, **samples: list[float]) -> Record:
 
 
 def test_goals_are_stored_as_reached_and_missed():
-    record = measured("op-w48-1024x2048-float16", eager=[70e-6, 80e-6, 60e-6], fast=[20e-6, 20e-6, 15e-6],
-                      default=[40e-6] * 3, autotune=[22e-6] * 3)  # fmt: skip
+    record = measured(
+        "op-w48-1024x2048-float16",
+        eager=[70e-6, 80e-6, 60e-6],
+        fast=[20e-6, 20e-6, 15e-6],
+        default=[40e-6] * 3,
+        autotune=[22e-6] * 3,
+    )
     found = {o["over"]: o for o in goals.outcomes(record, goals.GPU_GOALS, 3.0e12)}
     assert found["copy bandwidth"]["measured"] == pytest.approx(36.2e6 / 20e-6 / 3e12)
     assert not found["copy bandwidth"]["reached"]

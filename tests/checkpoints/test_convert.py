@@ -58,8 +58,12 @@ def test_other_readers_find_what_they_look_for(tmp_path):
         metadata = file.metadata()
     assert metadata["format"] == "pt"
     assert {k: json.loads(metadata[k]) for k in ("model", "task", "num_classes", "align_corners", "mean")} == {
-        "model": SMALL, "task": "segmentation", "num_classes": 19, "align_corners": False,
-        "mean": [0.485, 0.456, 0.406]}  # fmt: skip
+        "model": SMALL,
+        "task": "segmentation",
+        "num_classes": 19,
+        "align_corners": False,
+        "mean": [0.485, 0.456, 0.406],
+    }
 
 
 def test_counts_and_channels_come_from_the_shapes(tmp_path):
@@ -102,8 +106,11 @@ def test_an_average_beside_the_weights_under_a_prefix(tmp_path):
 
 def test_mmengine_saves_the_average_as_the_weights(tmp_path):
     expected = source("features")
-    file = {"meta": {"mmengine_version": "0.10"}, "state_dict": prefixed(expected, "backbone."),
-            "ema_state_dict": {"steps": torch.tensor(3)} | prefixed(expected, "module.backbone.")}  # fmt: skip
+    file = {
+        "meta": {"mmengine_version": "0.10"},
+        "state_dict": prefixed(expected, "backbone."),
+        "ema_state_dict": {"steps": torch.tensor(3)} | prefixed(expected, "module.backbone."),
+    }
     for average in (False, True):
         assert converted(file, tmp_path, average=average, overwrite=True).place == "state_dict"
 
@@ -124,8 +131,11 @@ MMSEG = "model = dict(decode_head=dict(align_corners={}))\nmean=[127.5, 127.5, 1
 
 @pytest.mark.parametrize("key", ["cfg", "config"])
 def test_openmmlab_configurations_are_read(tmp_path, key):
-    names = {"CLASSES": [f"class {i}" for i in range(19)]} if key == "config" else {
-        "dataset_meta": {"classes": tuple(f"class {i}" for i in range(19))}}  # fmt: skip
+    names = (
+        {"CLASSES": [f"class {i}" for i in range(19)]}
+        if key == "config"
+        else {"dataset_meta": {"classes": tuple(f"class {i}" for i in range(19))}}
+    )
     file = mmseg(source("segmentation")) | {"meta": {key: MMSEG.format("False", "True"), **names}}
     done = converted(file, tmp_path)
     assert done.header.mean == (0.5,) * 3 and done.header.std == (0.2,) * 3
@@ -189,8 +199,9 @@ class Dangerous:
         return os.system, (f"touch {self.path}",)
 
 
-@pytest.mark.parametrize("save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, 2))],
-                         ids=["torch.save", "pickle"])  # fmt: skip
+@pytest.mark.parametrize(
+    "save", [torch.save, lambda content, path: path.write_bytes(pickle.dumps(content, 2))], ids=["torch.save", "pickle"]
+)
 def test_pickled_code_is_never_run(tmp_path, capsys, save):
     path, out, ran = tmp_path / "bad.pth", tmp_path / "new.safetensors", tmp_path / "ran"
     save({"args": Dangerous(ran), "state_dict": source("features")}, path)
@@ -277,8 +288,10 @@ def test_norms_of_inplace_abn(tmp_path):
 
 def test_damaged_headers(tmp_path):
     save = __import__("safetensors.torch").torch.save_file
-    for metadata, message in (({"hrnet_fast": "1", "model": '"hrnet_w18"'}, "damaged"),
-                              ({"hrnet_fast": "x"}, "damaged")):  # fmt: skip
+    for metadata, message in (
+        ({"hrnet_fast": "1", "model": '"hrnet_w18"'}, "damaged"),
+        ({"hrnet_fast": "x"}, "damaged"),
+    ):
         save({"weight": torch.ones(1)}, tmp_path / "a.safetensors", metadata)
         with pytest.raises(ValueError, match=message):
             read_header(tmp_path / "a.safetensors")
@@ -300,9 +313,14 @@ def command(tmp_path, capsys, *options):
 def test_the_command_says_what_it_did(tmp_path, capsys):
     code, out, _ = command(tmp_path, capsys)
     assert code == 0
-    for part in (f'recognised under "state_dict": official HRNet-Image-Classification, or timm: {SMALL} for '
-                 "classification with 1000 classes", "align_corners False assumed", "num_classes 1000 the weights' shapes",
-                 'lies under "state_dict_ema"', "left out, no weights of this network: 6: epoch, arch, args"):  # fmt: skip
+    for part in (
+        f'recognised under "state_dict": official HRNet-Image-Classification, or timm: {SMALL} for '
+        "classification with 1000 classes",
+        "align_corners False assumed",
+        "num_classes 1000 the weights' shapes",
+        'lies under "state_dict_ema"',
+        "left out, no weights of this network: 6: epoch, arch, args",
+    ):
         assert part in out
 
 
@@ -317,9 +335,14 @@ def test_an_existing_file_is_kept_unless_forced(tmp_path, capsys):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["new.safetensors", "weights.pth"]
 
 
-@pytest.mark.parametrize(("out", "message"), [
-    ("weights.pth/new.safetensors", "cannot be written"), ("new.pth", "ends in .safetensors"),
-    ("folder.safetensors", "is a folder")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        ("weights.pth/new.safetensors", "cannot be written"),
+        ("new.pth", "ends in .safetensors"),
+        ("folder.safetensors", "is a folder"),
+    ],
+)
 def test_names_that_cannot_be_written(tmp_path, capsys, out, message):
     (tmp_path / "folder.safetensors").mkdir()
     torch.save(source("features"), tmp_path / "weights.pth")
@@ -352,8 +375,13 @@ def test_no_half_written_file(tmp_path, program, code):
     torch.save(source("features"), path)
     out.write_text("precious")
     root = str(Path(__file__).parents[2])
-    done = subprocess.run([sys.executable, "-c", program, path, out], capture_output=True, text=True, check=False,
-                          env={**os.environ, "PYTHONPATH": root})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program, path, out],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": root},
+    )
     assert done.returncode == code, done.stderr
     assert out.read_text() == "precious"
     if code == 2:

@@ -104,8 +104,11 @@ def test_detectors_are_loaded_without_their_heads(tmp_path, layout):
     state = openmmlab(expected, "detection")
     if layout == "official":
         state = {k if k.startswith("neck.") else f"backbone.{k}": v for k, v in expected.items()}
-    heads = {"rpn_head.rpn_conv.weight": torch.ones(2), "roi_head.bbox_head.fc_cls.bias": torch.ones(2),
-             "bbox_head.fc_cls.weight": torch.ones(2)}  # fmt: skip
+    heads = {
+        "rpn_head.rpn_conv.weight": torch.ones(2),
+        "roi_head.bbox_head.fc_cls.bias": torch.ones(2),
+        "bbox_head.fc_cls.weight": torch.ones(2),
+    }
     assert_loads({**state, **heads}, expected, "detection", tmp_path / "weights.pth")
 
 

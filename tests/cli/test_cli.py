@@ -225,8 +225,9 @@ def test_image_is_a_folder(capsys, tmp_path):
 def test_checkpoint_of_something_else(capsys, tmp_path, small_image):
     path = tmp_path / "other.pth"
     torch.save({"weight": torch.ones(3)}, path)
-    assert "checkpoint" in fails(capsys, "bench", "--image", small_image, "--model", "hrnet_w18_small_v1",
-                                 "--checkpoint", str(path))  # fmt: skip
+    assert "checkpoint" in fails(
+        capsys, "bench", "--image", small_image, "--model", "hrnet_w18_small_v1", "--checkpoint", str(path)
+    )
 
 
 def test_results_that_cannot_be_written(capsys, tmp_path, small_image):
@@ -246,10 +247,12 @@ def test_scikit_learn_missing(capsys, monkeypatch):
 
 
 def test_module_is_the_command_and_imports_only_what_it_needs():
-    program = ("import sys, runpy; sys.argv = ['hrnet-fast', '--version']\n"
-               "try: runpy.run_module('hrnet_fast', run_name='__main__')\n"
-               "except SystemExit as end: assert not end.code, end.code\n"
-               "print([m for m in ('sklearn', 'matplotlib', 'PIL') if m in sys.modules])")  # fmt: skip
+    program = (
+        "import sys, runpy; sys.argv = ['hrnet-fast', '--version']\n"
+        "try: runpy.run_module('hrnet_fast', run_name='__main__')\n"
+        "except SystemExit as end: assert not end.code, end.code\n"
+        "print([m for m in ('sklearn', 'matplotlib', 'PIL') if m in sys.modules])"
+    )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     version, imported = done.stdout.splitlines()

@@ -43,8 +43,13 @@ def said(tmp_path_factory):
     folder = tmp_path_factory.mktemp("plain")
     (folder / "picture.jpg").write_bytes(b"it is never opened")
     program = PROGRAM.format(missing=MISSING, commands=list(COMMANDS))
-    done = subprocess.run([sys.executable, "-c", program], cwd=folder, capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": str(ROOT)})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
     before, *parts = done.stderr.split("# ")
     assert before == "", "warnings at the import"
     return {part.partition("\n")[0]: part.partition("\n")[2].splitlines() for part in parts}

@@ -32,8 +32,20 @@ def test_patch_report_of_every_module(capsys):
 
 def test_bench(capsys, tmp_path):
     results = tmp_path / "timm.json"
-    code, out, _ = run(capsys, "bench", "--timm", "hrnet_w18_small", "--size", "64x64", "--batch", "2", "--budget", "1",
-                       "--json", str(results))  # fmt: skip
+    code, out, _ = run(
+        capsys,
+        "bench",
+        "--timm",
+        "hrnet_w18_small",
+        "--size",
+        "64x64",
+        "--batch",
+        "2",
+        "--budget",
+        "1",
+        "--json",
+        str(results),
+    )
     assert code == 0
     assert "hrnet_w18_small" in out
     (case,) = json.loads(results.read_text())["cases"]

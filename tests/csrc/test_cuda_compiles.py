@@ -26,8 +26,17 @@ pytestmark = pytest.mark.toolkit
 def test_compiles_without_spills(source, architecture, tmp_path):
     if architecture not in TOOLKIT["known"](FOLDER):
         pytest.skip(f"this nvcc does not know sm_{architecture}")
-    command = [FOLDER / "bin" / "nvcc", *TOOLKIT["NVCC_FLAGS"], f"-arch=sm_{architecture}", "-cubin", source, "-o",
-               tmp_path / "kernels.cubin", "-Xptxas", "-v,-warn-spills"]  # fmt: skip
+    command = [
+        FOLDER / "bin" / "nvcc",
+        *TOOLKIT["NVCC_FLAGS"],
+        f"-arch=sm_{architecture}",
+        "-cubin",
+        source,
+        "-o",
+        tmp_path / "kernels.cubin",
+        "-Xptxas",
+        "-v,-warn-spills",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     stacks = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", done.stderr)
@@ -42,8 +51,15 @@ def test_compiles_without_spills(source, architecture, tmp_path):
 def test_products_wait_for_many_loads_at_once(tmp_path):
     """In the machine code of sm_90: every product of 16-bit numbers has its loads in front, none behind a branch."""
     nvdisasm = Path(pytest.importorskip("triton").__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
-    command = [FOLDER / "bin" / "nvcc", *TOOLKIT["NVCC_FLAGS"], "-arch=sm_90", "-cubin", CUDA / "launch.cu", "-o",
-               tmp_path / "kernels.cubin"]  # fmt: skip
+    command = [
+        FOLDER / "bin" / "nvcc",
+        *TOOLKIT["NVCC_FLAGS"],
+        "-arch=sm_90",
+        "-cubin",
+        CUDA / "launch.cu",
+        "-o",
+        tmp_path / "kernels.cubin",
+    ]
     subprocess.run(command, check=True)
     text = subprocess.run([nvdisasm, tmp_path / "kernels.cubin"], capture_output=True, text=True, check=True).stdout
     kernels = [part for part in text.split(".section\t.text.")[1:] if "Halves" in part.split(",", 1)[0]]

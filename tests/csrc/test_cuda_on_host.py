@@ -148,13 +148,17 @@ def test_windows_of_the_backward_hold_every_output(host, mode):
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
 def test_backward(host, mode, layout, dtype):
     name, align_corners = MODES[mode]
-    for shape, sizes in (((2, 18, 33, 45), [17, 23, 9, 12, 33, 20, 1, 1]), ((1, 16, 32, 40), [16, 20, 8, 10, 4, 5]),
-                         ((1, 3, 7, 9), [6, 8])):  # fmt: skip
+    for shape, sizes in (
+        ((2, 18, 33, 45), [17, 23, 9, 12, 33, 20, 1, 1]),
+        ((1, 16, 32, 40), [16, 20, 8, 10, 4, 5]),
+        ((1, 3, 7, 9), [6, 8]),
+    ):
         g, y = (torch.randn(shape).to(dtype).contiguous(memory_format=layout) for _ in range(2))
         y = y.relu()
         for output in (y, None):
-            expected = autograd.exchange_backward(g.double(), None if output is None else y.double(), sizes, name,
-                                                    align_corners, output is not None)  # fmt: skip
+            expected = autograd.exchange_backward(
+                g.double(), None if output is None else y.double(), sizes, name, align_corners, output is not None
+            )
             arguments = cuda.backward_arguments(g, output, sizes, name, align_corners, output is not None)
             for found, ref in zip(host.exchange_backward_sums(*arguments), expected, strict=True):
                 assert found.stride() == ref.stride()

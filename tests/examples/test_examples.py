@@ -50,8 +50,14 @@ def test_faster_rcnn_has_the_published_parameters(example, name, millions):
 
 
 def test_faster_rcnn_detects_and_trains(example, operators):
-    model = example.faster_rcnn("hrnet_w18_small_v1", num_classes=3, min_size=64, max_size=128,
-                                rpn_pre_nms_top_n_test=20, rpn_pre_nms_top_n_train=20)  # fmt: skip
+    model = example.faster_rcnn(
+        "hrnet_w18_small_v1",
+        num_classes=3,
+        min_size=64,
+        max_size=128,
+        rpn_pre_nms_top_n_test=20,
+        rpn_pre_nms_top_n_train=20,
+    )
     images = [torch.rand(3, 64, 90), torch.rand(3, 100, 64)]
     with torch.no_grad():
         found = model.eval()(images)

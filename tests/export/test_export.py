@@ -102,8 +102,20 @@ def test_a_file_of_onnx(tmp_path):
     dims = [d.dim_param or d.dim_value for d in proto.graph.output[0].type.tensor_type.shape.dim]
     assert (proto.graph.output[0].name, dims) == ("logits", ["batch", 7, "height", "width"])
     facts = export.read(path)
-    assert facts | {"model": SMALL, "task": "segmentation", "num_classes": 7, "align_corners": False,
-                    "upsample": "bilinear", "mean": [0.1, 0.2, 0.3], "multiple": 1, "heads_commuted": 1} == facts  # fmt: skip
+    assert (
+        facts
+        | {
+            "model": SMALL,
+            "task": "segmentation",
+            "num_classes": 7,
+            "align_corners": False,
+            "upsample": "bilinear",
+            "mean": [0.1, 0.2, 0.3],
+            "multiple": 1,
+            "heads_commuted": 1,
+        }
+        == facts
+    )
     assert facts == {key: json.loads(value) for key, value in done.metadata.items()}
     del proto.graph.initializer[:]
     assert b".py" not in proto.SerializeToString()
@@ -139,8 +151,11 @@ def test_a_program_of_torch_export(tmp_path):
     done = export.save(model, path, "pt2", commute_head="on")
     assert max(done.errors.values()) < 1e-4
     program = torch.export.load(path)
-    assert all("aten" in str(n.target) or n.target.__module__ in ("_operator", "builtins", "torch", "math")
-               for n in program.graph.nodes if n.op == "call_function")  # fmt: skip
+    assert all(
+        "aten" in str(n.target) or n.target.__module__ in ("_operator", "builtins", "torch", "math")
+        for n in program.graph.nodes
+        if n.op == "call_function"
+    )
     assert export.read(path)["in_chans"] == 3
 
 

@@ -154,10 +154,13 @@ def test_a_worker_of_the_ray_example(tmp_path):
     assert len(list((tmp_path / "out").rglob("*.*"))) == 3
 
 
-@pytest.mark.parametrize(("argv", "message"), [
-    (["none", "--out", "o"], "there is no folder none"),
-    ([".", "--out", "o"], "no file in . ends in one of"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["none", "--out", "o"], "there is no folder none"),
+        ([".", "--out", "o"], "no file in . ends in one of"),
+    ],
+)
 def test_bad_input_of_the_ray_example(argv, message, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert load(EXAMPLES / "batch_ray.py").main(argv) == 2

@@ -104,8 +104,13 @@ def test_align_corners_of_the_ocr_network(align_corners):
 def test_defaults_are_those_of_the_official_repositories():
     recipes = {task: hf.create_model(SMALL, task=task).recipe for task in TASKS}
     assert {t: r["num_classes"] for t, r in recipes.items()} == {
-        "segmentation": 19, "segmentation_ocr": 19, "classification": 1000, "pose": 17, "detection": None,
-        "features": None}  # fmt: skip
+        "segmentation": 19,
+        "segmentation_ocr": 19,
+        "classification": 1000,
+        "pose": 17,
+        "detection": None,
+        "features": None,
+    }
     assert [t for t, r in recipes.items() if r["upsample"] == "bilinear"] == ["segmentation", "segmentation_ocr"]
     assert [t for t, r in recipes.items() if r["align_corners"]] == ["segmentation_ocr"]
 

@@ -101,10 +101,13 @@ def images(n, h, w):
 
 @pytest.mark.parametrize(
     ("order", "moved", "moves"),
-    [*((o, moved, min(moved, 2)) for o in ((0, 1, 2), (1, 0, 2)) for moved in (0, 1, 2, 7)),
-     # what stays must lie side by side: here the one that moves is in the middle
-     ((2, 1, 0), 1, 0), ((2, 1, 0), 2, 2)],
-)  # fmt: skip
+    [
+        *((o, moved, min(moved, 2)) for o in ((0, 1, 2), (1, 0, 2)) for moved in (0, 1, 2, 7)),
+        # what stays must lie side by side: here the one that moves is in the middle
+        ((2, 1, 0), 1, 0),
+        ((2, 1, 0), 2, 2),
+    ],
+)
 def test_a_part_of_the_streams_moves(order, moved, moves):
     model = Head(order).eval()
     graph = record(model, *images(2, 16, 24), constants=Constants())

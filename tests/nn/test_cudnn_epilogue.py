@@ -131,8 +131,9 @@ def launches(monkeypatch, unit, epilogue, dtype=torch.float16):
     def relu(x, weight, bias, stride, padding, dilation, groups):
         extra["cudnn_convolution_relu"] += 1
         height, width = (-(-n // 2) for n in x.shape[2:])
-        return torch.empty(1, weight.shape[0], height, width, dtype=x.dtype, device=x.device,
-                           memory_format=torch.channels_last)  # fmt: skip
+        return torch.empty(
+            1, weight.shape[0], height, width, dtype=x.dtype, device=x.device, memory_format=torch.channels_last
+        )
 
     def launch(operator, arguments, device):
         extra["exchange"] += 1
@@ -147,8 +148,12 @@ def launches(monkeypatch, unit, epilogue, dtype=torch.float16):
     monkeypatch.setenv(cudnn_epilogue.VARIABLE, "1" if epilogue else "0")
     with mode, torch.no_grad():
         unit = unit.to("cuda:0", dtype, memory_format=torch.channels_last).eval()
-        streams = [torch.empty(1, 18 << k, 64 >> k, 96 >> k, dtype=dtype, device="cuda:0").contiguous(
-            memory_format=torch.channels_last) for k in range(4)]  # fmt: skip
+        streams = [
+            torch.empty(1, 18 << k, 64 >> k, 96 >> k, dtype=dtype, device="cuda:0").contiguous(
+                memory_format=torch.channels_last
+            )
+            for k in range(4)
+        ]
         if isinstance(unit, hf.ExchangeUnit):  # fake tensors look new at every call
             plan = current_plan(unit, unit._folds)
             monkeypatch.setattr(exchange_unit, "current_plan", lambda rows, folds: plan)

@@ -65,9 +65,25 @@ def test_unit_keys_are_the_official_ones():
             self.fuse_layers = ExchangeUnit([4, 8, 16])
 
     keys = {k for k in Module().state_dict() if k.endswith("weight")}
-    assert keys == {f"fuse_layers.{path}.weight" for path in (
-        "0.1.0", "0.1.1", "0.2.0", "0.2.1", "1.0.0.0", "1.0.0.1", "1.2.0", "1.2.1",
-        "2.0.0.0", "2.0.0.1", "2.0.1.0", "2.0.1.1", "2.1.0.0", "2.1.0.1")}  # fmt: skip
+    assert keys == {
+        f"fuse_layers.{path}.weight"
+        for path in (
+            "0.1.0",
+            "0.1.1",
+            "0.2.0",
+            "0.2.1",
+            "1.0.0.0",
+            "1.0.0.1",
+            "1.2.0",
+            "1.2.1",
+            "2.0.0.0",
+            "2.0.0.1",
+            "2.0.1.0",
+            "2.0.1.1",
+            "2.1.0.0",
+            "2.1.0.1",
+        )
+    }
 
 
 def test_head_keys_are_the_official_ones():

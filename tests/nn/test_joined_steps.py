@@ -38,8 +38,10 @@ def norms(unit) -> list[nn.BatchNorm2d]:
 
 def streams(dtype=torch.float64, grad=True, batch=2, size=16):
     generator = torch.Generator().manual_seed(9)
-    made = [torch.randn(batch, c, size >> j, size >> j, generator=generator, dtype=torch.float64).to(dtype)
-            for j, c in enumerate(CHANNELS)]  # fmt: skip
+    made = [
+        torch.randn(batch, c, size >> j, size >> j, generator=generator, dtype=torch.float64).to(dtype)
+        for j, c in enumerate(CHANNELS)
+    ]
     return [x.contiguous(memory_format=torch.channels_last).requires_grad_(grad) for x in made]
 
 
@@ -167,8 +169,15 @@ def test_changed_modules(change, when):
 
 def inner_modules(unit):
     conv, norm, relu = unit[3][0][0]
-    return {"path": unit[2][1], "step": unit[3][0][0], "convolution": conv, "norm": norm, "relu": relu,
-            "up": unit[0][2], "up-norm": unit[0][2][1]}  # fmt: skip
+    return {
+        "path": unit[2][1],
+        "step": unit[3][0][0],
+        "convolution": conv,
+        "norm": norm,
+        "relu": relu,
+        "up": unit[0][2],
+        "up-norm": unit[0][2][1],
+    }
 
 
 @pytest.mark.parametrize("name", inner_modules(ExchangeUnit(CHANNELS)))
@@ -256,8 +265,13 @@ def test_autocast(calls):
 def test_checkpointing():
     plain, fast = units()
     x = streams()
-    kept = [torch.autograd.grad(sum(y.sin().sum() for y in checkpoint(lambda *t, u=u: u(list(t)), *x, use_reentrant=False)),
-                                [*x, *u.parameters()]) for u in (plain, fast)]  # fmt: skip
+    kept = [
+        torch.autograd.grad(
+            sum(y.sin().sum() for y in checkpoint(lambda *t, u=u: u(list(t)), *x, use_reentrant=False)),
+            [*x, *u.parameters()],
+        )
+        for u in (plain, fast)
+    ]
     for a, b in zip(*kept, strict=True):
         torch.testing.assert_close(b, a, rtol=1e-9, atol=1e-10)
 

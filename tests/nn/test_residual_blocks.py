@@ -90,8 +90,10 @@ def test_stale_folds_are_noticed(pair):
             lambda m: m.get_submodule(norm).weight.mul_(2),
             lambda m: m.get_submodule(norm).running_var.add_(1),
             lambda m: m.load_state_dict({k: v + 1 if v.is_floating_point() else v for k, v in m.state_dict().items()}),
-            lambda m: setattr(m.get_submodule(norm), "bias", nn.Parameter(torch.full_like(m.get_submodule(norm).bias, 3.0))),
-        ):  # fmt: skip
+            lambda m: setattr(
+                m.get_submodule(norm), "bias", nn.Parameter(torch.full_like(m.get_submodule(norm).bias, 3.0))
+            ),
+        ):
             old = fast(x)
             change(plain)
             change(fast)

@@ -116,8 +116,9 @@ UNUSUAL = {
 @pytest.mark.parametrize("way", UNUSUAL.values(), ids=UNUSUAL)
 def test_gradients_of_any_strides(way, layout, width):
     """Where an image is one pixel wide its strides do not tell whether channels are innermost."""
-    leaves = [torch.randn(2, 3, *size).contiguous(memory_format=layout).requires_grad_()
-              for size in ((6, width), (3, 1))]  # fmt: skip
+    leaves = [
+        torch.randn(2, 3, *size).contiguous(memory_format=layout).requires_grad_() for size in ((6, width), (3, 1))
+    ]
     for activation in ("relu", None):
         y = hf.exchange(leaves, activation=activation)
         g = way(torch.randn(2, 3, 6, width))

@@ -141,9 +141,10 @@ def test_opcheck(given):
     checks = "test_schema", "test_faketensor", "test_aot_dispatch_dynamic"
     torch.library.opcheck(torch.ops.hrnet_fast.batch_norm, (x, weight, bias, *fixed, [2, 3], 1, EPS), test_utils=checks)
     torch.library.opcheck(
-        torch.ops.hrnet_fast.batch_norm_backward, (grads, x, weight, bias, mean, var, 1, EPS, not given),
+        torch.ops.hrnet_fast.batch_norm_backward,
+        (grads, x, weight, bias, mean, var, 1, EPS, not given),
         test_utils=checks,
-    )  # fmt: skip
+    )
 
 
 def test_wrong_arguments():

@@ -97,8 +97,9 @@ def test_vmap_in_and_out_dims(pair):
 def test_gradcheck_in_every_direction(pair):
     f, _ = pair
     leaves = [t.requires_grad_() for t in drawn()]
-    assert torch.autograd.gradcheck(f, leaves, check_forward_ad=True, check_batched_grad=True,
-                                    check_batched_forward_grad=True)  # fmt: skip
+    assert torch.autograd.gradcheck(
+        f, leaves, check_forward_ad=True, check_batched_grad=True, check_batched_forward_grad=True
+    )
     assert torch.autograd.gradgradcheck(f, leaves, check_fwd_over_rev=True, check_batched_grad=True)
 
 
@@ -129,8 +130,9 @@ def streams():
 
 
 @pytest.mark.parametrize("wanted", [True, False], ids=["trainable", "frozen"])
-@pytest.mark.parametrize("make", [lambda: ExchangeUnit(CHANNELS), lambda: SegmentationHead(CHANNELS, 5)],
-                         ids=["unit", "head"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make", [lambda: ExchangeUnit(CHANNELS), lambda: SegmentationHead(CHANNELS, 5)], ids=["unit", "head"]
+)
 def test_modules_in_forward_mode_and_vmap(make, wanted):
     """Evaluated, their convolutions are folded, and run by operators that drop tangents."""
     torch.manual_seed(0)

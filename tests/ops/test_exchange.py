@@ -80,8 +80,12 @@ def test_strided_inputs(way, layout):
     ref = truth(inputs, weights, **keywords)
     big = torch.zeros(1, 40, 40, 60).contiguous(memory_format=torch.channels_last)
     big[:, 3:21, 5:37, 7:55] = inputs[0]
-    sliced = [big[:, 3:21, 5:37, 7:55], inputs[1].transpose(2, 3).contiguous().transpose(2, 3),
-              inputs[2].contiguous(), inputs[3].contiguous(memory_format=torch.channels_last)]  # fmt: skip
+    sliced = [
+        big[:, 3:21, 5:37, 7:55],
+        inputs[1].transpose(2, 3).contiguous().transpose(2, 3),
+        inputs[2].contiguous(),
+        inputs[3].contiguous(memory_format=torch.channels_last),
+    ]
     weights = [None, weights[1].flatten(1).t().contiguous().t(), weights[2].repeat(1, 2, 1, 1)[:, :72], weights[3]]
     out = hf.exchange(sliced, weights, **keywords, backend=way)
     assert relative_error(out, ref) < TOLERANCE[torch.float32]
@@ -172,8 +176,10 @@ def test_every_dimension_of_zero(way, layout, relu):
     for batch, channels, low, out, rows, identity in itertools.product(
         (0, 2), (0, 3), (0, 3), (0, 4), (None, 0, 5), (True, False)
     ):
-        inputs = [torch.randn(batch, c, *size).contiguous(memory_format=memory_format)
-                  for c, size in ((channels, (8, 6)), (low, (4, 3)), (out, (4, 3)))]  # fmt: skip
+        inputs = [
+            torch.randn(batch, c, *size).contiguous(memory_format=memory_format)
+            for c, size in ((channels, (8, 6)), (low, (4, 3)), (out, (4, 3)))
+        ]
         weights = [torch.randn(out, channels), torch.randn(out, low), None]
         inputs, weights = (inputs, weights) if identity else (inputs[:2], weights[:2])
         projection = None if rows is None else (torch.randn(rows, out), torch.randn(rows))
@@ -223,6 +229,7 @@ def test_result_never_aliases(way):
 def test_rounds_once(way):
     """Half precision: the sum is rounded at the store only, where eager rounds after every addition."""
     inputs = [torch.full((1, 16, 4, 4), 256.0, dtype=torch.bfloat16)] + [
-        torch.full((1, 16, 4, 4), 0.75, dtype=torch.bfloat16) for _ in range(4)]  # fmt: skip
+        torch.full((1, 16, 4, 4), 0.75, dtype=torch.bfloat16) for _ in range(4)
+    ]
     out = hf.exchange(inputs, backend=way)
     assert torch.equal(out, torch.full_like(out, 259.0).to(torch.bfloat16))

@@ -52,8 +52,10 @@ def test_matches_float64(backend, case, mode, dtype):
 def test_for_sanitize(backend, name, dtype):
     """What compute-sanitizer watches: tiles that end inside of warps and vectors, forward and backward."""
     inputs, weights, keywords = make(BY_NAME[name], dtype, device="cuda")
-    assert relative_error(hf.exchange(inputs, weights, **keywords, backend=backend),
-                          truth(inputs, weights, **keywords)) < OPERATOR[dtype]  # fmt: skip
+    assert (
+        relative_error(hf.exchange(inputs, weights, **keywords, backend=backend), truth(inputs, weights, **keywords))
+        < OPERATOR[dtype]
+    )
     g = torch.randn(1, 18, 13, 21, device="cuda").to(dtype).contiguous(memory_format=torch.channels_last)
     for low, size in zip(backends.TABLE[backend].backward(g, g, [7, 11, 4, 6], "bilinear", False, False), (77, 24)):
         assert low.isfinite().all() and low[0, 0].numel() == size
@@ -119,8 +121,9 @@ def test_autocast():
 def test_backward(dtype, mode, layout):
     generator = torch.Generator().manual_seed(7)
     for shape, sizes in (((2, 18, 33, 45), [17, 23, 9, 12, 33, 20]), ((1, 48, 64, 64), [32, 32, 16, 16, 8, 8])):
-        g, y = (torch.randn(shape, generator=generator).to("cuda", dtype).contiguous(memory_format=layout)
-                for _ in range(2))  # fmt: skip
+        g, y = (
+            torch.randn(shape, generator=generator).to("cuda", dtype).contiguous(memory_format=layout) for _ in range(2)
+        )
         y = y.relu()
         expected = autograd.exchange_backward(g.float(), y.float(), sizes, *mode, True)
         runs = [torch.ops.hrnet_fast.exchange_backward(g, y, sizes, *mode, True) for _ in range(2)]
@@ -151,8 +154,10 @@ def test_an_exchange_unit_in_one_launch(backend, monkeypatch):
         monkeypatch.setenv("HRNET_FAST_BACKEND", backend)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # of the strided convolutions, which are torch's
     unit = hf.ExchangeUnit((18, 36, 72, 144)).cuda().eval()
-    streams = [torch.randn(1, 18 << k, 64 >> k, 96 >> k, device="cuda").contiguous(memory_format=torch.channels_last)
-               for k in range(4)]  # fmt: skip
+    streams = [
+        torch.randn(1, 18 << k, 64 >> k, 96 >> k, device="cuda").contiguous(memory_format=torch.channels_last)
+        for k in range(4)
+    ]
     with torch.inference_mode():
         exact = [y.double() for y in copy.deepcopy(unit).double()._plain([x.double() for x in streams])]
         found = unit(streams)

@@ -134,12 +134,14 @@ def test_tensors_elsewhere():
 @pytest.mark.parametrize(
     ("error", "shown"),
     [
-        (RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\nPlease update."),
-         "torch finds no NVIDIA GPU (The NVIDIA driver on your system is too old (found version 11040))"),
+        (
+            RuntimeError("The NVIDIA driver on your system is too old (found version 11040).\nPlease update."),
+            "torch finds no NVIDIA GPU (The NVIDIA driver on your system is too old (found version 11040))",
+        ),
         (RuntimeError("No CUDA GPUs are available"), "torch finds no NVIDIA GPU (No CUDA GPUs are available)"),
         (None, "torch finds no NVIDIA GPU"),
     ],
-)  # fmt: skip
+)
 def test_why_torch_has_no_gpu(monkeypatch, capsys, error, shown):
     def init():
         if error is not None:

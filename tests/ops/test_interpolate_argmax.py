@@ -131,8 +131,12 @@ def test_dtypes_of_the_result(dtype, backend):
 @CPU
 def test_any_strides():
     base = scores((2, 40, 24, 36), whole=True)
-    views = [base[:, 3:22, ::2, 1::3], base.permute(0, 1, 3, 2)[:, :19], base[:, :1].expand(2, 19, 24, 36),
-             base[:, ::2].contiguous(memory_format=torch.channels_last)[:, 1:]]  # fmt: skip
+    views = [
+        base[:, 3:22, ::2, 1::3],
+        base.permute(0, 1, 3, 2)[:, :19],
+        base[:, :1].expand(2, 19, 24, 36),
+        base[:, ::2].contiguous(memory_format=torch.channels_last)[:, 1:],
+    ]
     for x in views:
         size = (4 * x.shape[2], 4 * x.shape[3])
         assert torch.equal(hf.interpolate_argmax(x, size), expected(x, size))
@@ -174,9 +178,13 @@ def test_wrong_arguments(arguments, keywords, error, message):
 @CPU
 @pytest.mark.parametrize(
     ("shape", "settings"),
-    [((1, 3, 4), (8, 8, False, torch.int64)), ((1, 3, 4, 4), (0, 8, False, torch.int64)),
-     ((1, 3, 4, 4), (8, 8, False, torch.int16)), ((1, 300, 4, 4), (8, 8, False, torch.uint8))],
-)  # fmt: skip
+    [
+        ((1, 3, 4), (8, 8, False, torch.int64)),
+        ((1, 3, 4, 4), (0, 8, False, torch.int64)),
+        ((1, 3, 4, 4), (8, 8, False, torch.int16)),
+        ((1, 300, 4, 4), (8, 8, False, torch.uint8)),
+    ],
+)
 def test_the_operator_checks_what_the_kernel_relies_on(shape, settings):
     with pytest.raises(RuntimeError, match="interpolate_argmax"):
         torch.ops.hrnet_fast.interpolate_argmax(torch.ones(shape), *settings)
@@ -209,8 +217,9 @@ def test_has_no_derivative():
 
 
 def test_compiles_whole_with_dynamic_sizes():
-    compiled = torch.compile(lambda x, h, w: hf.interpolate_argmax(x * 2, (h, w), dtype=torch.uint8) + 1, fullgraph=True,
-                             backend="aot_eager")  # fmt: skip
+    compiled = torch.compile(
+        lambda x, h, w: hf.interpolate_argmax(x * 2, (h, w), dtype=torch.uint8) + 1, fullgraph=True, backend="aot_eager"
+    )
     for h, w in ((12, 14), (24, 28), (30, 20)):
         x = scores((1, 5, 6, 7), whole=True)
         assert torch.equal(compiled(x, h, w), hf.interpolate_argmax(x * 2, (h, w), dtype=torch.uint8) + 1)

@@ -26,7 +26,12 @@ def refusing(operator, *given):
         with forward_ad.dual_level(), torch.set_grad_enabled(grad):
             return operator(*(forward_ad.make_dual(t, t) for t in given))
 
-    return [lambda: jvp(operator, given, given), lambda: jacfwd(operator)(*given), lambda: dual(True), lambda: dual(False)]  # fmt: skip
+    return [
+        lambda: jvp(operator, given, given),
+        lambda: jacfwd(operator)(*given),
+        lambda: dual(True),
+        lambda: dual(False),
+    ]
 
 
 @pytest.mark.parametrize("name", library.exchanges)
@@ -87,8 +92,14 @@ def test_operators_without_derivatives_refuse(name):
 
 def test_every_operator_says_what_it_does_with_tangents():
     """A new one is in one of the tests above, or computes nothing that has a derivative; those for GPUs need one."""
-    known = {*library.exchanges, *library.BACKWARD_OPERATORS, *without_derivatives(),
-             "interpolate_argmax", "exchange_sums", "exchange_backward_sums"}  # fmt: skip
+    known = {
+        *library.exchanges,
+        *library.BACKWARD_OPERATORS,
+        *without_derivatives(),
+        "interpolate_argmax",
+        "exchange_sums",
+        "exchange_backward_sums",
+    }
     names = [n.partition("::")[2] for n in torch._C._dispatch_get_all_op_names() if n.startswith("hrnet_fast::")]
     schemas = {name: getattr(torch.ops.hrnet_fast, name).default._schema for name in names}
     assert {name for name, s in schemas.items() if any("Tensor" in str(a.type) for a in s.arguments)} == known

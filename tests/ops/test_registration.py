@@ -24,8 +24,17 @@ def call_of(name, dtype=torch.float32, layout="channels_last", mode="bilinear"):
     inputs, weights, keywords = make(BY_NAME[name], dtype, layout)
     size = keywords["size"] or (max(x.shape[2] for x in inputs), max(x.shape[3] for x in inputs))
     mode, align_corners = MODES[mode]
-    return ExchangeCall(inputs, weights, keywords["bias"], *keywords.get("projection", (None, None)), *size, mode,
-                        align_corners, keywords["activation"] == "relu", False)  # fmt: skip
+    return ExchangeCall(
+        inputs,
+        weights,
+        keywords["bias"],
+        *keywords.get("projection", (None, None)),
+        *size,
+        mode,
+        align_corners,
+        keywords["activation"] == "relu",
+        False,
+    )
 
 
 def require_grad(call):
@@ -96,8 +105,15 @@ def test_gradients_float64(mode, relu):
     tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in shapes.values()]
 
     def function(x, low, w, b, p, pb):
-        return hf.exchange([x, low], [None, w], b, projection=(p, pb), mode=mode, align_corners=align_corners,
-                           activation="relu" if relu else None)  # fmt: skip
+        return hf.exchange(
+            [x, low],
+            [None, w],
+            b,
+            projection=(p, pb),
+            mode=mode,
+            align_corners=align_corners,
+            activation="relu" if relu else None,
+        )
 
     assert torch.autograd.gradcheck(function, tensors, fast_mode=True)
     assert torch.autograd.gradgradcheck(function, tensors, fast_mode=True)
@@ -188,16 +204,22 @@ def test_compile(mode):
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager" if mode != "bilinear" else "inductor")
     for size, grad in itertools.product((8, 12), (False, True)):
-        tensors = [torch.randn(1, 4, size, 16), torch.randn(1, 6, 4, 8), torch.randn(4, 6), torch.randn(4),
-                   torch.randn(3, 4)]  # fmt: skip
+        tensors = [
+            torch.randn(1, 4, size, 16),
+            torch.randn(1, 6, 4, 8),
+            torch.randn(4, 6),
+            torch.randn(4),
+            torch.randn(3, 4),
+        ]
         leaves = [t.requires_grad_(grad) for t in tensors]
         with torch.set_grad_enabled(grad):
             out, expected = compiled(*tensors), function(*tensors)
         torch.testing.assert_close(out, expected)
         if grad:
             upstream = torch.randn_like(out)
-            torch.testing.assert_close(torch.autograd.grad(out, leaves, upstream),
-                                       torch.autograd.grad(expected, leaves, upstream))  # fmt: skip
+            torch.testing.assert_close(
+                torch.autograd.grad(out, leaves, upstream), torch.autograd.grad(expected, leaves, upstream)
+            )
     with torch.inference_mode():
         torch.testing.assert_close(compiled(*tensors), function(*tensors))
 
@@ -216,8 +238,9 @@ def test_export_with_a_dynamic_batch(grad, tmp_path):
     model = Fusion()
     batch = torch.export.Dim("batch", min=1, max=64)
     with torch.set_grad_enabled(grad):
-        program = torch.export.export(model, (torch.randn(2, 4, 8, 8), torch.randn(2, 6, 4, 4)),
-                                      dynamic_shapes=({0: batch}, {0: batch}))  # fmt: skip
+        program = torch.export.export(
+            model, (torch.randn(2, 4, 8, 8), torch.randn(2, 6, 4, 4)), dynamic_shapes=({0: batch}, {0: batch})
+        )
     assert any("hrnet_fast" in str(node.target) for node in program.graph.nodes)
     torch.export.save(program, tmp_path / "fusion.pt2")
     loaded = torch.export.load(tmp_path / "fusion.pt2").module()

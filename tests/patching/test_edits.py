@@ -191,8 +191,9 @@ def bias_added(model, draw):
 
 def weights_loaded(model, draw):
     torch.manual_seed(draw.randrange(1000))
-    model.load_state_dict({k: v + 0.2 * torch.rand_like(v) if v.is_floating_point() else v
-                           for k, v in model.state_dict().items()})  # fmt: skip
+    model.load_state_dict(
+        {k: v + 0.2 * torch.rand_like(v) if v.is_floating_point() else v for k, v in model.state_dict().items()}
+    )
 
 
 def weight_replaced(model, draw):
@@ -215,9 +216,16 @@ def module_replaced(model, draw):
 
 
 def optimizer_step(model, draw):
-    kind = draw.choice([lambda p: torch.optim.SGD(p, 0.1), lambda p: torch.optim.AdamW(p, 0.05, fused=True),
-                        lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, fused=True), lambda p: torch.optim.Adam(p, 0.05, foreach=True),
-                        lambda p: torch.optim.Adagrad(p, 0.1, fused=True), lambda p: torch.optim.RMSprop(p, 0.01)])  # fmt: skip
+    kind = draw.choice(
+        [
+            lambda p: torch.optim.SGD(p, 0.1),
+            lambda p: torch.optim.AdamW(p, 0.05, fused=True),
+            lambda p: torch.optim.SGD(p, 0.1, momentum=0.9, fused=True),
+            lambda p: torch.optim.Adam(p, 0.05, foreach=True),
+            lambda p: torch.optim.Adagrad(p, 0.1, fused=True),
+            lambda p: torch.optim.RMSprop(p, 0.01),
+        ]
+    )
     parameters = list(model.parameters())
     for k, p in enumerate(parameters):
         p.grad = torch.linspace(-1, 1, p.numel(), dtype=p.dtype).view(p.shape) * (1 + k % 3)
@@ -343,9 +351,18 @@ def test_every_edit_but_some_changes_the_result(edit):
 
 
 @pytest.mark.parametrize("own", [False, True], ids=["patched", "own"])
-@pytest.mark.parametrize(("cls", "name"), [(nn.Conv2d, "forward"), (nn.Conv2d, "_conv_forward"), (nn.ReLU, "forward"),
-                                           (nn.BatchNorm2d, "forward"), (nn.BatchNorm2d, "__call__"), (BasicBlock, "forward"),
-                                           (official.NearestModule, "forward")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("cls", "name"),
+    [
+        (nn.Conv2d, "forward"),
+        (nn.Conv2d, "_conv_forward"),
+        (nn.ReLU, "forward"),
+        (nn.BatchNorm2d, "forward"),
+        (nn.BatchNorm2d, "__call__"),
+        (BasicBlock, "forward"),
+        (official.NearestModule, "forward"),
+    ],
+)
 def test_methods_that_are_replaced_for_a_whole_class(cls, name, own, monkeypatch):
     plain = randomized(Own()).eval() if own else unit(official.NearestModule)
     fast = copy.deepcopy(plain)
@@ -459,8 +476,9 @@ class TwoBlocks(nn.Module):
 
 
 @pytest.mark.parametrize("fresh", ["official", "zero gamma", "zero weights"])
-@pytest.mark.parametrize("kind", [*(("unit", k) for k in UNIT_KINDS), *(("block", k) for k in BLOCK_KINDS)],
-                         ids=lambda kind: " ".join(kind))  # fmt: skip
+@pytest.mark.parametrize(
+    "kind", [*(("unit", k) for k in UNIT_KINDS), *(("block", k) for k in BLOCK_KINDS)], ids=lambda kind: " ".join(kind)
+)
 def test_weights_loaded_after_patch(kind, fresh):
     torch.manual_seed(0)
     model = type("Unit", (Variant,), {"kind": kind[1]})(CHANNELS) if kind[0] == "unit" else TwoBlocks(kind[1])

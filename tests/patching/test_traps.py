@@ -397,8 +397,10 @@ class Functional(official.NearestModule):
 
     def forward(self, x):
         x = [branch(y) for branch, y in zip(self.branches, x, strict=True)]
-        return [nn.functional.relu(sum(path(y) if i != j else y for j, (path, y) in enumerate(zip(row, x, strict=True))))
-                for i, row in enumerate(self.fuse_layers)]  # fmt: skip
+        return [
+            nn.functional.relu(sum(path(y) if i != j else y for j, (path, y) in enumerate(zip(row, x, strict=True))))
+            for i, row in enumerate(self.fuse_layers)
+        ]
 
 
 class Numbered(official.SizedModule):
@@ -415,8 +417,10 @@ class WithoutReLU(Functional):
 
     def forward(self, x):
         x = [branch(y) for branch, y in zip(self.branches, x, strict=True)]
-        return [sum(path(y) if i != j else y for j, (path, y) in enumerate(zip(row, x, strict=True)))
-                for i, row in enumerate(self.fuse_layers)]  # fmt: skip
+        return [
+            sum(path(y) if i != j else y for j, (path, y) in enumerate(zip(row, x, strict=True)))
+            for i, row in enumerate(self.fuse_layers)
+        ]
 
 
 @pytest.mark.parametrize("cls", [Renamed, Functional, Numbered])

@@ -51,8 +51,11 @@ def inputs_of_convolutions(model, images):
     found, hooks = {}, []
     for name, module in model.named_modules():
         if isinstance(module, nn.Conv2d):
-            hooks.append(module.register_forward_pre_hook(
-                lambda m, args, name=name: found.setdefault(f"{name}.weight", []).append(args[0])))  # fmt: skip
+            hooks.append(
+                module.register_forward_pre_hook(
+                    lambda m, args, name=name: found.setdefault(f"{name}.weight", []).append(args[0])
+                )
+            )
     with torch.no_grad():
         for x in images:
             model(x)
@@ -439,10 +442,12 @@ def test_another_network_is_refused():
 
 
 def test_convolutions_of_several_sources_have_what_each_of_them_has():
-    parts = {"head.weight[0:2]": Activation(0.0, 3.0, torch.tensor([1.0, 2.0])),
-             "head.weight[2:3]": Activation(-1.0, 1.0, torch.tensor([3.0])),
-             "head.weight[3:5]": Activation(0.0, 2.0, torch.tensor([4.0, 5.0])),
-             "other.weight": Activation(0.0, 9.0, torch.zeros(3))}  # fmt: skip
+    parts = {
+        "head.weight[0:2]": Activation(0.0, 3.0, torch.tensor([1.0, 2.0])),
+        "head.weight[2:3]": Activation(-1.0, 1.0, torch.tensor([3.0])),
+        "head.weight[3:5]": Activation(0.0, 2.0, torch.tensor([4.0, 5.0])),
+        "other.weight": Activation(0.0, 9.0, torch.zeros(3)),
+    }
     found = Calibration(parts, 1)
     assert found.of("head.weight", 5).high == 3.0 and found.of("head.weight").low == -3.0
     assert found.of("head.weight[2:5]").mean.tolist() == [3.0, 4.0, 5.0] and found.of("head.weight[3:5]").low == 0.0

@@ -241,8 +241,13 @@ def test_branches_fork_and_join(cuda):
 
     assert branches.run([on("a"), on("b"), on("c")]) == ["a", "b", "c"]
     assert dict(ran) == {"a": "main", "b": "side1", "c": "side2"}
-    assert cuda.log == ["side1 waits for main", "side2 waits for main", "main waits for side1", "main waits for side2",
-                        "kept for main"]  # fmt: skip
+    assert cuda.log == [
+        "side1 waits for main",
+        "side2 waits for main",
+        "main waits for side1",
+        "main waits for side2",
+        "kept for main",
+    ]
     branches.run([on("a"), on("b")])
     assert cuda.streams == 2  # the streams of before
     assert branches.run([on("d")]) == ["d"] and branches.run([]) == []

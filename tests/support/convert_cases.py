@@ -41,8 +41,14 @@ def official_ocr(state):
 
 
 def official_pose(state):
-    return {"epoch": 210, "model": "pose_hrnet", "state_dict": prefixed(state, "module."), "perf": numpy.float32(0.7),
-            "best_state_dict": state, "optimizer": {}}  # fmt: skip
+    return {
+        "epoch": 210,
+        "model": "pose_hrnet",
+        "state_dict": prefixed(state, "module."),
+        "perf": numpy.float32(0.7),
+        "best_state_dict": state,
+        "optimizer": {},
+    }
 
 
 def official_detector(state):
@@ -55,8 +61,15 @@ def timm_training(state):
     """What timm's CheckpointSaver writes; the average is another network here."""
     average = {k: v + 1 if v.is_floating_point() else v for k, v in state.items()}
     settings = argparse.Namespace(lr=0.1, folder=Path("data"))
-    return {"epoch": 1, "arch": "hrnet_w18_small", "state_dict": prefixed(state, "module."), "args": settings,
-            "optimizer": {}, "version": 2, "state_dict_ema": average}  # fmt: skip
+    return {
+        "epoch": 1,
+        "arch": "hrnet_w18_small",
+        "state_dict": prefixed(state, "module."),
+        "args": settings,
+        "optimizer": {},
+        "version": 2,
+        "state_dict_ema": average,
+    }
 
 
 def mmseg(state):
@@ -83,8 +96,11 @@ def mmdet(state):
 
 def mmpretrain(state):
     names = [("incre_modules.", "neck.increase_layers."), ("classifier.", "head.fc.")]
-    names += [(f"downsamp_modules.{i}.{k}.", f"neck.downsample_layers.{i}.{name}.")
-              for i in range(3) for k, name in enumerate(("conv", "bn"))]  # fmt: skip
+    names += [
+        (f"downsamp_modules.{i}.{k}.", f"neck.downsample_layers.{i}.{name}.")
+        for i in range(3)
+        for k, name in enumerate(("conv", "bn"))
+    ]
     names += [(f"final_layer.{k}.", f"neck.final_layer.{name}.") for k, name in enumerate(("conv", "bn"))]
     renamed = {}
     for key, value in unbiased(state).items():

@@ -19,16 +19,41 @@ INTS = ctypes.POINTER(ctypes.c_int)
 class Input(ctypes.Structure):
     """As in csrc/cuda/problem.h, as are the next two."""
 
-    _fields_ = [("data", ctypes.c_void_p), ("weight", ctypes.c_void_p), ("h", ctypes.c_int), ("w", ctypes.c_int),
-                ("k", ctypes.c_int), ("row_scale", ctypes.c_float), ("column_scale", ctypes.c_float),
-                ("patch", ctypes.c_int)]  # fmt: skip
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("weight", ctypes.c_void_p),
+        ("h", ctypes.c_int),
+        ("w", ctypes.c_int),
+        ("k", ctypes.c_int),
+        ("row_scale", ctypes.c_float),
+        ("column_scale", ctypes.c_float),
+        ("patch", ctypes.c_int),
+    ]
 
 
 class Output(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("bias", ctypes.c_void_p), ("input", Input * MAX_INPUTS),
-                *((name, ctypes.c_int) for name in ("count", "n", "channels", "h", "w", "tiles_y", "tiles_x",
-                                                    "channel_block", "channel_blocks", "vector", "pitch")),
-                ("first_block", ctypes.c_uint)]  # fmt: skip
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("bias", ctypes.c_void_p),
+        ("input", Input * MAX_INPUTS),
+        *(
+            (name, ctypes.c_int)
+            for name in (
+                "count",
+                "n",
+                "channels",
+                "h",
+                "w",
+                "tiles_y",
+                "tiles_x",
+                "channel_block",
+                "channel_blocks",
+                "vector",
+                "pitch",
+            )
+        ),
+        ("first_block", ctypes.c_uint),
+    ]
 
 
 class Launch(ctypes.Structure):
@@ -41,14 +66,26 @@ class Launch(ctypes.Structure):
 
 
 class Target(ctypes.Structure):
-    _fields_ = [("data", ctypes.c_void_p), ("h", ctypes.c_int), ("w", ctypes.c_int), ("row_scale", ctypes.c_float),
-                ("column_scale", ctypes.c_float), ("row_window", ctypes.c_int), ("column_window", ctypes.c_int),
-                ("first_block", ctypes.c_uint), ("items", ctypes.c_int64)]  # fmt: skip
+    _fields_ = [
+        ("data", ctypes.c_void_p),
+        ("h", ctypes.c_int),
+        ("w", ctypes.c_int),
+        ("row_scale", ctypes.c_float),
+        ("column_scale", ctypes.c_float),
+        ("row_window", ctypes.c_int),
+        ("column_window", ctypes.c_int),
+        ("first_block", ctypes.c_uint),
+        ("items", ctypes.c_int64),
+    ]
 
 
 class BackwardLaunch(ctypes.Structure):
-    _fields_ = [("grad", ctypes.c_void_p), ("output", ctypes.c_void_p), ("target", Target * (MAX_INPUTS + 1)),
-                *((name, ctypes.c_int) for name in ("count", "n", "channels", "h", "w", "vector", "mode"))]  # fmt: skip
+    _fields_ = [
+        ("grad", ctypes.c_void_p),
+        ("output", ctypes.c_void_p),
+        ("target", Target * (MAX_INPUTS + 1)),
+        *((name, ctypes.c_int) for name in ("count", "n", "channels", "h", "w", "vector", "mode")),
+    ]
 
 
 class Host:
@@ -66,8 +103,21 @@ class Host:
         for function in (self.library.channels_last_element, self.library.planar_element):
             function.restype = ctypes.c_int64
 
-    def exchange_sums(self, inputs, counts, weights, weighted, biases, biased, sizes, channels_last, mode, align_corners,
-                      relu, allow_tf32) -> list[Tensor]:  # fmt: skip
+    def exchange_sums(
+        self,
+        inputs,
+        counts,
+        weights,
+        weighted,
+        biases,
+        biased,
+        sizes,
+        channels_last,
+        mode,
+        align_corners,
+        relu,
+        allow_tf32,
+    ) -> list[Tensor]:
         """The operator hrnet_fast::exchange_sums."""
         launch = Launch(count=len(counts), mode=MODES[mode, align_corners], relu=relu)
         layout = torch.channels_last if channels_last else torch.contiguous_format
@@ -78,8 +128,13 @@ class Host:
                 image = next(x)
                 assert image.is_contiguous(memory_format=layout)
                 weight = next(w) if weighted[i] >> j & 1 else None
-                q.input[j] = Input(data=image.data_ptr(), weight=None if weight is None else weight.data_ptr(),
-                                   h=image.shape[2], w=image.shape[3], k=image.shape[1])  # fmt: skip
+                q.input[j] = Input(
+                    data=image.data_ptr(),
+                    weight=None if weight is None else weight.data_ptr(),
+                    h=image.shape[2],
+                    w=image.shape[3],
+                    k=image.shape[1],
+                )
                 channels = channels or (image.shape[1] if weight is None else weight.shape[0])
             h, width = sizes[2 * i : 2 * i + 2]
             out = torch.empty((image.shape[0], channels, h, width), dtype=image.dtype, memory_format=layout)
@@ -93,8 +148,16 @@ class Host:
         """The operator hrnet_fast::exchange_backward_sums."""
         n, c, h, w = grad.shape
         layout = torch.channels_last if channels_last else torch.contiguous_format
-        launch = BackwardLaunch(grad=grad.data_ptr(), output=None if output is None else output.data_ptr(), n=n,
-                                channels=c, h=h, w=w, mode=MODES[mode, align_corners], count=len(sizes) // 2)  # fmt: skip
+        launch = BackwardLaunch(
+            grad=grad.data_ptr(),
+            output=None if output is None else output.data_ptr(),
+            n=n,
+            channels=c,
+            h=h,
+            w=w,
+            mode=MODES[mode, align_corners],
+            count=len(sizes) // 2,
+        )
         results = []
         for j in range(launch.count):
             low_h, low_w = sizes[2 * j : 2 * j + 2]

@@ -63,20 +63,44 @@ def make(case: Case, dtype: torch.dtype, layout: str = "channels_last", seed: in
         return (torch.randn(*shape, generator=generator) * scale).to(device, dtype)
 
     inputs = [draw(case.batch, *shape).contiguous(memory_format=memory_format) for shape in case.shapes]
-    weights = [draw(case.out, x.shape[1], 1, 1, scale=x.shape[1] ** -0.5) if letter == "w" else None
-               for x, letter in zip(inputs, case.weighted, strict=True)]  # fmt: skip
-    keywords = {"bias": draw(case.out) if case.bias else None, "size": case.size,
-                "activation": "relu" if case.relu else None}  # fmt: skip
+    weights = [
+        draw(case.out, x.shape[1], 1, 1, scale=x.shape[1] ** -0.5) if letter == "w" else None
+        for x, letter in zip(inputs, case.weighted, strict=True)
+    ]
+    keywords = {
+        "bias": draw(case.out) if case.bias else None,
+        "size": case.size,
+        "activation": "relu" if case.relu else None,
+    }
     if case.projection:
         weight = draw(case.projection, case.out, 1, 1, scale=case.out**-0.5)
         keywords["projection"] = (weight, draw(case.projection))
     return inputs, weights, keywords
 
 
-def truth(inputs, weights=None, bias=None, *, size=None, mode="bilinear", align_corners=False, activation="relu",
-          projection=None):  # fmt: skip
+def truth(
+    inputs,
+    weights=None,
+    bias=None,
+    *,
+    size=None,
+    mode="bilinear",
+    align_corners=False,
+    activation="relu",
+    projection=None,
+):
     """The exchange in float64 (hrnet_fast.bench.oracle), in the memory format that the operator promises."""
     height, width = size or (max(x.shape[2] for x in inputs), max(x.shape[3] for x in inputs))
-    call = ExchangeCall(list(inputs), list(weights or [None] * len(inputs)), bias, *(projection or (None, None)), height,
-                        width, mode, align_corners, activation == "relu", False)  # fmt: skip
+    call = ExchangeCall(
+        list(inputs),
+        list(weights or [None] * len(inputs)),
+        bias,
+        *(projection or (None, None)),
+        height,
+        width,
+        mode,
+        align_corners,
+        activation == "relu",
+        False,
+    )
     return oracle.exact(call).contiguous(memory_format=output_memory_format(inputs, height, width))

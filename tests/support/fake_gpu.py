@@ -19,10 +19,10 @@ def made_up_gpu(**arguments):
     """FakeTensorMode(**arguments), in which tensors may be on ``cuda:N``.
 
     A few methods of tensors (contiguous, to, indexing) set the current device first, even of fake tensors. A CUDA build
-    without a GPU gets a guard that does nothing from FakeTensorMode; a CPU build has none to set it with and raises "not
-    linked with support for cuda devices". There the CPU's guard, which does nothing either, stands in meanwhile. It knows
-    no current GPU: write "cuda:0" where "cuda" would do on a CUDA build. And the results of convolutions have the memory
-    format that cuDNN gives them.
+    without a GPU gets a guard that does nothing from FakeTensorMode; a CPU build has none to set it with and raises
+    "not linked with support for cuda devices". There the CPU's guard, which does nothing either, stands in meanwhile.
+    It knows no current GPU: write "cuda:0" where "cuda" would do on a CUDA build. And the results of convolutions have
+    the memory format that cuDNN gives them.
     """
     with _cuda_build(), FakeTensorMode(**arguments) as mode:
         yield mode

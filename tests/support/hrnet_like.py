@@ -1,8 +1,8 @@
 """HRNet-like networks drawn at random: ``build(seed)`` gives the same network every time, in evaluation.
 
-Two to four streams of any widths, odd ones too, residual blocks of several kinds, exchanges in each style of upsampling,
-and one of many heads. Weights and statistics are those that a trained network could have: activations of order 1
-everywhere, so that errors show, in half precision as well.
+Two to four streams of any widths, odd ones too, residual blocks of several kinds, exchanges in each style of
+upsampling, and one of many heads. Weights and statistics are those that a trained network could have: activations of
+order 1 everywhere, so that errors show, in half precision as well.
 """
 
 import itertools

@@ -1,8 +1,8 @@
 """What becomes of a model that ``hf.optimize`` takes: is it right, refused, wrong, or is the model damaged?
 
 A twin, built in the same way, says what is right: it is called with the same arguments, one call after the other, and
-computes as PyTorch does. The one that is optimized must give the same, raise what the twin raises and nothing else, leave
-its arguments as the twin does, and be itself as it was before.
+computes as PyTorch does. The one that is optimized must give the same, raise what the twin raises and nothing else,
+leave its arguments as the twin does, and be itself as it was before.
 """
 
 import dataclasses
@@ -52,8 +52,8 @@ def judge(
 ) -> Verdict:
     """Optimizes ``make()`` for the first of ``sizes`` and calls it with ``arguments(model, size)`` of each.
 
-    ``optimize(model, args, kwargs)`` may raise one of ``refusals``, or return something with a ``reason``; then the model
-    is refused, and whatever runs in its place is tried all the same.
+    ``optimize(model, args, kwargs)`` may raise one of ``refusals``, or return something with a ``reason``; then the
+    model is refused, and whatever runs in its place is tried all the same.
     """
     model, twin, sizes = make(), make(), list(sizes)
     args, kwargs = arguments(model, sizes[0])
@@ -127,7 +127,8 @@ def leaves(tree: Any, path: str = "result") -> list[tuple[str, Any]]:
 def leaves_differ(got: Any, expected: Any, exact: bool = False, tolerance: float | None = None) -> str:
     """Where and how two results differ; empty if they do not.
 
-    Floating tensors may differ as far as hrnet_fast/tolerances.py lets a model in float32: float64 is made of that here.
+    Floating tensors may differ as far as hrnet_fast/tolerances.py lets a model in float32: float64 is made of that
+    here.
     """
     ours, theirs = leaves(got), leaves(expected)
     if [path for path, _ in ours] != [path for path, _ in theirs]:

@@ -63,8 +63,14 @@ def _is_odd(tensor: Tensor) -> bool:
 
 
 def _tensor_state(tensor: Tensor) -> dict[str, Any]:
-    state = {"class": type(tensor), "shape": tensor.shape, "dtype": tensor.dtype, "device": tensor.device,
-             "requires_grad": tensor.requires_grad, "attributes": sorted(vars(tensor))}  # fmt: skip
+    state = {
+        "class": type(tensor),
+        "shape": tensor.shape,
+        "dtype": tensor.dtype,
+        "device": tensor.device,
+        "requires_grad": tensor.requires_grad,
+        "attributes": sorted(vars(tensor)),
+    }
     if not _is_odd(tensor):
         state |= {"strides": tensor.stride(), "address": tensor.data_ptr(), "values": tensor.detach().clone()}
         state |= {"version": None if tensor.is_inference() else tensor._version}

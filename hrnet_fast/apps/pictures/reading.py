@@ -21,7 +21,8 @@ _SIXTEEN_BIT = ("I;16", "I;16L", "I;16B", "I;16N", "I")
 def read(path: str | Path) -> Image:
     """A picture in RGB, turned as its EXIF data say.
 
-    Transparency is dropped, as training code drops it; of 16 bits the upper 8 are kept; of an animation the first image.
+    Transparency is dropped, as training code drops it; of 16 bits the upper 8 are kept; of an animation the first
+    image.
 
     Raises:
         BadPicture: no such file, not a picture, damaged, too large for Pillow, or of a kind that has no 8-bit form.

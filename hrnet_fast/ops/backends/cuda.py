@@ -130,8 +130,20 @@ def launch_arguments(calls: list[ExchangeCall]) -> tuple:
         sizes += [call.height, call.width]
     biased = [int(bias is not None) for bias in biases]
     biases = [bias for bias in biases if bias is not None]
-    return (inputs, counts, weights, weighted, biases, biased, sizes, channels_last, first.mode, first.align_corners,
-            first.relu, first.allow_tf32)  # fmt: skip
+    return (
+        inputs,
+        counts,
+        weights,
+        weighted,
+        biases,
+        biased,
+        sizes,
+        channels_last,
+        first.mode,
+        first.align_corners,
+        first.relu,
+        first.allow_tf32,
+    )
 
 
 def why_not_backward(grad: Tensor) -> str | None:

@@ -116,8 +116,9 @@ def is_whole(call: ExchangeCall, j: int) -> bool:
 
 def empty(call: ExchangeCall, channels: int, layout: torch.memory_format) -> Tensor:  # [N, channels, H, W]
     x = call.inputs[0]
-    return torch.empty((x.shape[0], channels, call.height, call.width), dtype=x.dtype, device=x.device,
-                       memory_format=layout)  # fmt: skip
+    return torch.empty(
+        (x.shape[0], channels, call.height, call.width), dtype=x.dtype, device=x.device, memory_format=layout
+    )
 
 
 def dense(x: Tensor | None, layout: torch.memory_format = torch.contiguous_format) -> Tensor | None:

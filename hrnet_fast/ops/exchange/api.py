@@ -132,8 +132,19 @@ def _validate(inputs, weights, bias, size, mode, align_corners, activation, proj
             _check_bias("projection bias", projection_bias, channels, like)
 
     allow_tf32 = like.cuda and torch.backends.cuda.matmul.allow_tf32
-    return ExchangeCall(inputs, weights, bias, projection, projection_bias, height, width, mode, bool(align_corners),
-                        activation == "relu", allow_tf32)  # fmt: skip
+    return ExchangeCall(
+        inputs,
+        weights,
+        bias,
+        projection,
+        projection_bias,
+        height,
+        width,
+        mode,
+        bool(align_corners),
+        activation == "relu",
+        allow_tf32,
+    )
 
 
 class _Like:
@@ -185,8 +196,9 @@ def _size(shapes, size) -> tuple[int, int]:
     except (TypeError, ValueError):
         raise ValueError(f"size: expected (height, width), got {size!r}") from None
     if height < largest_h or width < largest_w:
-        raise ValueError(f"size: {(height, width)} is smaller than an input of {(largest_h, largest_w)}; "
-                         "the exchange only upsamples")  # fmt: skip
+        raise ValueError(
+            f"size: {(height, width)} is smaller than an input of {(largest_h, largest_w)}; the exchange only upsamples"
+        )
     return height, width
 
 
@@ -201,8 +213,7 @@ def _check_weight(name, index, weight, c_out, c_in) -> int:
     fits = (rank == 2 or (rank == 4 and shape[2] == 1 and shape[3] == 1)) and shape[1] == c_in
     if not fits or (c_out is not None and shape[0] != c_out):
         out = "C_out" if c_out is None else c_out
-        raise ValueError(
-            f"{_name(name, index)}: expected [{out}, {c_in}] or [{out}, {c_in}, 1, 1], got {list(shape)}")  # fmt: skip
+        raise ValueError(f"{_name(name, index)}: expected [{out}, {c_in}] or [{out}, {c_in}, 1, 1], got {list(shape)}")
     return shape[0]
 
 

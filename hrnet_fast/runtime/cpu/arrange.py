@@ -51,8 +51,18 @@ def join(level: list[Operation], external: set[Buffer]) -> list[Operation]:
                 relu_from = min(relu_from, first)
             move(op.output, whole, first)
             first += op.output.channels
-        kept.append(Convolution(Image(whole, 0, whole.shape[1]), list(sources), [op.weights[0] for op in members],
-                                kernel, stride, None, relu_from, used))  # fmt: skip
+        kept.append(
+            Convolution(
+                Image(whole, 0, whole.shape[1]),
+                list(sources),
+                [op.weights[0] for op in members],
+                kernel,
+                stride,
+                None,
+                relu_from,
+                used,
+            )
+        )
     return kept
 
 

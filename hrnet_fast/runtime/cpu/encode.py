@@ -93,8 +93,12 @@ class Program:
         return words, [step for step, _ in run]
 
     def _weights_of(self, step: list) -> list[tuple]:
-        return [self._placed(self._weights.convolution(op)) if isinstance(op, Convolution)
-                else self._placed(self._exchange_weights(op)) for op in step]  # fmt: skip
+        return [
+            self._placed(self._weights.convolution(op))
+            if isinstance(op, Convolution)
+            else self._placed(self._exchange_weights(op))
+            for op in step
+        ]
 
     def _exchange_weights(self, op: Exchange) -> tuple:
         dtype, projection = op.output.buffer.dtype(self._dtype), op.projection
@@ -233,18 +237,44 @@ class Program:
         # the numbers of a residual that is not there must still make sense
         residual = [*self._planes(op.output)[:3], *NOWHERE] if op.residual is None else self._planes(op.residual)
         return [
-            op.algorithm, n, h, w, c_out, op.kernel, op.stride, op.relu_from, len(op.sources),
-            *(word for source in op.sources for word in self._planes(source)), *self._planes(op.output),
-            *residual, *self._constant(weight), *self._constant(bias), *self._constant(border),
-        ]  # fmt: skip
+            op.algorithm,
+            n,
+            h,
+            w,
+            c_out,
+            op.kernel,
+            op.stride,
+            op.relu_from,
+            len(op.sources),
+            *(word for source in op.sources for word in self._planes(source)),
+            *self._planes(op.output),
+            *residual,
+            *self._constant(weight),
+            *self._constant(bias),
+            *self._constant(border),
+        ]
 
     def _exchange(self, op: Exchange, packed: tuple) -> list[int]:
         bias, projection, projection_bias, *matrices = packed
         n, _, h, w = op.output.buffer.shape
-        words = [self._code(op.output), MODES[op.mode, op.align_corners], int(op.relu), n, h, w, op.channels,
-                 len(op.inputs)]  # fmt: skip
+        words = [
+            self._code(op.output),
+            MODES[op.mode, op.align_corners],
+            int(op.relu),
+            n,
+            h,
+            w,
+            op.channels,
+            len(op.inputs),
+        ]
         for (image, _), matrix in zip(op.inputs, matrices, strict=True):
             words += [*image.size, *self._planes(image), *self._constant(matrix)]
         projected = 0 if op.projection is None else op.output.channels
-        return [*words, *self._constant(bias), projected, *self._constant(projection), *self._constant(projection_bias),
-                *self._planes(op.output)]  # fmt: skip
+        return [
+            *words,
+            *self._constant(bias),
+            projected,
+            *self._constant(projection),
+            *self._constant(projection_bias),
+            *self._planes(op.output),
+        ]

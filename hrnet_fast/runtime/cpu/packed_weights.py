@@ -94,8 +94,11 @@ class PackedWeights:
             to.view(torch.float32).copy_(mean)
 
         border = None if normal is None else self._packed(("border", normal, c_in), 4 * c_in, fill_border)
-        return (self._packed(("weight", parts, algorithm, normal), 4 * size, fill_weight),
-                self._packed(("bias", parts, normal), 4 * c_out, fill_bias), border)  # fmt: skip
+        return (
+            self._packed(("weight", parts, algorithm, normal), 4 * size, fill_weight),
+            self._packed(("bias", parts, normal), 4 * c_out, fill_bias),
+            border,
+        )
 
     def tiles(self, weight: Weight) -> Packed:
         """A weight for the kernels on tiles."""
@@ -124,8 +127,9 @@ class PackedWeights:
 
     def numbers(self, values: tuple[float, ...]) -> Packed:
         """Numbers that are no parameters, in float32."""
-        return self._packed(("numbers", values), 4 * len(values),
-                            lambda to: to.view(torch.float32).copy_(torch.tensor(values)))  # fmt: skip
+        return self._packed(
+            ("numbers", values), 4 * len(values), lambda to: to.view(torch.float32).copy_(torch.tensor(values))
+        )
 
     def has(self, weights: tuple[tuple[Weight, ...], ...], algorithm: int) -> bool:
         """Whether a convolution's weights are packed for an algorithm already."""

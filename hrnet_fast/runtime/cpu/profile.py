@@ -53,8 +53,17 @@ class Profile(list[Timed]):
         for key, rows in sorted(groups.items(), key=lambda g: -sum(r.milliseconds for r in g[1])):
             ms = sum(r.milliseconds for r in rows)
             rate = sum(r.milliseconds * r.gflops for r in rows) / ms if ms else 0.0
-            lines.append((f"{ms:.2f}", f"{100 * ms / total:.0f}", str(len(rows)), f"{rate:.0f}" if rate else "-",
-                          key[0], key[2], key[1]))  # fmt: skip
+            lines.append(
+                (
+                    f"{ms:.2f}",
+                    f"{100 * ms / total:.0f}",
+                    str(len(rows)),
+                    f"{rate:.0f}" if rate else "-",
+                    key[0],
+                    key[2],
+                    key[1],
+                )
+            )
         widths = [max(len(line[i]) for line in lines) for i in range(6)]
         cells = [[c.rjust(w) if i < 4 else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths))] for line in lines]
         return "\n".join("  ".join([*row, line[6]]).rstrip() for row, line in zip(cells, lines))
@@ -63,8 +72,13 @@ class Profile(list[Timed]):
 def _timed(operations: list[Operation], seconds: float) -> Timed:
     flop = sum(_flop(op) for op in operations)
     names, shapes, algorithms = zip(*(_described(op) for op in operations))
-    return Timed(" | ".join(dict.fromkeys(names)), " | ".join(shapes), " | ".join(dict.fromkeys(algorithms)),
-                 1e3 * seconds, flop / seconds / 1e9 if seconds else 0.0)  # fmt: skip
+    return Timed(
+        " | ".join(dict.fromkeys(names)),
+        " | ".join(shapes),
+        " | ".join(dict.fromkeys(algorithms)),
+        1e3 * seconds,
+        flop / seconds / 1e9 if seconds else 0.0,
+    )
 
 
 def _described(op: Operation) -> tuple[str, str, str]:

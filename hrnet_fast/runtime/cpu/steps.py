@@ -186,15 +186,20 @@ class Lowering:
         if len(inputs) > MAX_INPUTS:
             raise Refused(f"a sum of {len(inputs)} terms")
         mode, corners = (step.ups[0].mode, step.ups[0].align_corners) if step.ups else ("bilinear", False)
-        self._operations.append(
-            Exchange(output, inputs, channels, mode, corners, step.relu, step.projection)
-        )  # fmt: skip
+        self._operations.append(Exchange(output, inputs, channels, mode, corners, step.relu, step.projection))
 
     def _convolution(self, group: list[Conv], output: Image, residual: Image | None, relu: bool) -> None:
         kernel, stride, _ = group[0].geometry
         weights = [conv.weight for conv in group]
-        made = Convolution(output, [self._image(conv.value) for conv in group], [weights], kernel, stride, residual,
-                           0 if relu else output.channels)  # fmt: skip
+        made = Convolution(
+            output,
+            [self._image(conv.value) for conv in group],
+            [weights],
+            kernel,
+            stride,
+            residual,
+            0 if relu else output.channels,
+        )
         pairs = PAIRS if self._pairs and not any(s.channels % 2 for s in made.sources[:-1]) else 0
         made.algorithm = DIRECT + pairs
         if self._winograd and kernel == 3 and stride == 1:

@@ -156,8 +156,14 @@ class TiledProgram(Program):
         words.append(len(op.inputs))
         for (image, _), weight in zip(op.inputs, weights, strict=True):
             words += [*image.size, *self._bordered(image), *weight]
-        return [*words, *bias, *scale, *self._written(op), *self._constant(projection),
-                *self._constant(projection_bias)]  # fmt: skip
+        return [
+            *words,
+            *bias,
+            *scale,
+            *self._written(op),
+            *self._constant(projection),
+            *self._constant(projection_bias),
+        ]
 
     def _reorder(self, op: Reorder, packed: tuple) -> list[int]:
         n, c, h, w = op.source.shape

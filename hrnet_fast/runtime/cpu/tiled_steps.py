@@ -111,8 +111,17 @@ class _TiledLowering(Lowering):
         if kernel not in (1, 3):
             raise Refused(f"a convolution of {kernel}x{kernel}")
         self._operations.append(
-            Convolution(output, [self._image(conv.value) for conv in group], [[conv.weight for conv in group]], kernel,
-                        stride, residual, 0 if relu else output.channels, TILES))  # fmt: skip
+            Convolution(
+                output,
+                [self._image(conv.value) for conv in group],
+                [[conv.weight for conv in group]],
+                kernel,
+                stride,
+                residual,
+                0 if relu else output.channels,
+                TILES,
+            )
+        )
 
     def _only_reordered(self, image: Buffer, outputs: dict) -> bool:
         """Whether nothing reads an input but what lays it out for tiles, in whatever dtype it comes."""

@@ -61,16 +61,31 @@ def convolve(algorithm, sources, weight, bias, stride, residual, relu_from, wide
         weights.append(Given(weight[:, first : first + x.shape[1]], bias if k == 0 else None))
         first += x.shape[1]
     images = [Image(b, 0, b.shape[1]) for b in buffers]
-    op = Convolution(Image(out, 0, c_out), images, [weights], kernel, stride,
-                     None if added is None else Image(added, 0, c_out), relu_from, algorithm)  # fmt: skip
+    op = Convolution(
+        Image(out, 0, c_out),
+        images,
+        [weights],
+        kernel,
+        stride,
+        None if added is None else Image(added, 0, c_out),
+        relu_from,
+        algorithm,
+    )
     given = [*buffers, *([] if added is None else [added])]
     plan = Lowered(given, [[op]], {Value(out.shape, torch.bfloat16): op.output})
     program = Program(plan, PackedWeights(), torch.bfloat16)
     result = torch.empty(out.shape, dtype=out.dtype(torch.bfloat16))
     for piece in program._pieces:
-        torch.ops.hrnet_fast.run_program(piece.steps, torch.empty(0, dtype=torch.uint8), [
-            *program._blobs, *sources, *([] if residual is None else [residual]), result,
-        ])  # fmt: skip
+        torch.ops.hrnet_fast.run_program(
+            piece.steps,
+            torch.empty(0, dtype=torch.uint8),
+            [
+                *program._blobs,
+                *sources,
+                *([] if residual is None else [residual]),
+                result,
+            ],
+        )
     return result
 
 

@@ -1,7 +1,7 @@
 """What reaches the kernels by torch.ops.hrnet_fast directly: every argument is checked before anything is touched.
 
-The fuzzer changes programs that the planner made and runs them in a process of their own: an exception, or a run without
-a signal. `make sanitize` runs it on a build that stops at the first wrong access.
+The fuzzer changes programs that the planner made and runs them in a process of their own: an exception, or a run
+without a signal. `make sanitize` runs it on a build that stops at the first wrong access.
 """
 
 import os
@@ -71,9 +71,31 @@ def test_a_tensor_must_have_the_dtype_that_is_written(one, dtype):
 
 @planned
 @pytest.mark.parametrize("huge", HUGE)
-@pytest.mark.parametrize("words", [(N,), (H,), (W,), (C_OUT,), (H, W), (N, H, W), (SOURCE + 1,), (OUTPUT + 1,), (C_OUT, OUTPUT + 1,
-                                   RESIDUAL + 1), (SOURCE + 2,), (N, SOURCE + 2), (KERNEL,), (STRIDE,), (SOURCES,),
-                                   (ALGORITHM,), (SOURCE + 3,), (SOURCE + 4,), (WEIGHT,), (WEIGHT + 1,)], ids=str)  # fmt: skip
+@pytest.mark.parametrize(
+    "words",
+    [
+        (N,),
+        (H,),
+        (W,),
+        (C_OUT,),
+        (H, W),
+        (N, H, W),
+        (SOURCE + 1,),
+        (OUTPUT + 1,),
+        (C_OUT, OUTPUT + 1, RESIDUAL + 1),
+        (SOURCE + 2,),
+        (N, SOURCE + 2),
+        (KERNEL,),
+        (STRIDE,),
+        (SOURCES,),
+        (ALGORITHM,),
+        (SOURCE + 3,),
+        (SOURCE + 4,),
+        (WEIGHT,),
+        (WEIGHT + 1,),
+    ],
+    ids=str,
+)
 def test_sizes_beyond_64_bits_are_errors(one, words, huge):
     steps, arena, others = one
     before = others[-1].clone()
@@ -116,18 +138,33 @@ def test_a_program_that_writes_over_itself_is_read_before(one):
     assert torch.equal(room.view(torch.float32), others[-1].flatten())
 
 
-@pytest.mark.parametrize("arguments", [
-    (-1, 8, 8, 3), (6, 8, 8, 3), (2**32, 8, 8, 3), (0, 0, 8, 3), (0, 8, -8, 3), (0, 8, 8, 2), (0, 8, 8, 2**32 + 3),
-    (1, 8, 8, 5), (0, 2**62, 2**62, 3), (0, 2**63 - 1, 1, 3), (3, 1, 2**63 - 1, 3),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (-1, 8, 8, 3),
+        (6, 8, 8, 3),
+        (2**32, 8, 8, 3),
+        (0, 0, 8, 3),
+        (0, 8, -8, 3),
+        (0, 8, 8, 2),
+        (0, 8, 8, 2**32 + 3),
+        (1, 8, 8, 5),
+        (0, 2**62, 2**62, 3),
+        (0, 2**63 - 1, 1, 3),
+        (3, 1, 2**63 - 1, 3),
+    ],
+)
 def test_packed_sizes_of_what_the_kernels_do_not_know_are_errors(arguments):
     with pytest.raises(RuntimeError):
         ops.packed_convolution_size(*arguments)
     assert ops.packed_convolution_size(0, 8, 8, 3) == 12 * 8 * 9
 
 
-@pytest.mark.parametrize("room", [torch.zeros(1), torch.zeros(864, dtype=torch.float64), torch.zeros(1728)[::2],
-                                  torch.zeros(864, device="meta")], ids=["short", "float64", "strided", "meta"])  # fmt: skip
+@pytest.mark.parametrize(
+    "room",
+    [torch.zeros(1), torch.zeros(864, dtype=torch.float64), torch.zeros(1728)[::2], torch.zeros(864, device="meta")],
+    ids=["short", "float64", "strided", "meta"],
+)
 def test_packing_checks_where_it_writes(room):
     weight = torch.randn(8, 8, 3, 3)
     ops.pack_convolution(weight, 0, torch.zeros(864))
@@ -163,8 +200,12 @@ FUZZER = Path(__file__).parents[2] / "support" / "fuzz_programs.py"
 def test_changed_programs_raise_or_run(seed):
     """A signal ends the process: then its last line says which seed and program it was."""
     count = os.environ.get("HRNET_FAST_FUZZ", "1500")
-    done = subprocess.run([sys.executable, str(FUZZER), str(seed), count], capture_output=True, text=True,
-                          env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)})  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(FUZZER), str(seed), count],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+    )
     assert done.returncode == 0, done.stderr[-3000:]
     ran, refused = (int(word) for word in done.stdout.split()[-2:])
     assert ran > 0.02 * int(count) and refused > 0.2 * int(count), done.stdout

@@ -179,8 +179,11 @@ def calls():
         "batch_norm_backward": (ops.batch_norm_backward, ([dense], dense, ones, ones, ones, ones, 1, 1e-5, True)),
         "interpolate_argmax": (ops.interpolate_argmax, (x, 8, 8, False, torch.int64)),
         "pack_convolution": (ops.pack_convolution, (torch.randn(8, 8, 3, 3), 0, torch.zeros(864))),
-        "pack_tiles": (ops.pack_tiles, (torch.randn(1, 1, 1, 1), torch.zeros(ops.packed_tiles_size(1, 1, 1, False), dtype=torch.uint8))),
-    }  # fmt: skip
+        "pack_tiles": (
+            ops.pack_tiles,
+            (torch.randn(1, 1, 1, 1), torch.zeros(ops.packed_tiles_size(1, 1, 1, False), dtype=torch.uint8)),
+        ),
+    }
 
 
 @pytest.mark.parametrize("name", calls())

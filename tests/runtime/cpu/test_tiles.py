@@ -99,8 +99,11 @@ class Exchange(nn.Module):
         for weight, x in zip(self.weights, others):
             x = weight(x)
             if x.shape != first.shape:
-                how = {"mode": "nearest"} if self.mode == "nearest" else {
-                    "mode": "bilinear", "align_corners": self.mode == "corners"}  # fmt: skip
+                how = (
+                    {"mode": "nearest"}
+                    if self.mode == "nearest"
+                    else {"mode": "bilinear", "align_corners": self.mode == "corners"}
+                )
                 x = F.interpolate(x, size=first.shape[2:], **how)
             y = y + x
         return self.last(y.relu())
@@ -112,9 +115,17 @@ def test_exchanges(seed):
     torch.manual_seed(seed)
     n, h, w = chance.randrange(1, 3), chance.randrange(1, 40), chance.randrange(1, 40)
     channels = chance.choice([1, 17, 18, 32, 48, 63, 64, 65, chance.randrange(1, 150)])
-    sizes = [chance.choice([(h, w), (-(-h // 2), -(-w // 2)), (-(-h // 4), -(-w // 4)),
-                            (chance.randrange(1, h + 1), chance.randrange(1, w + 1))])
-             for _ in range(chance.randrange(1, 6))]  # fmt: skip
+    sizes = [
+        chance.choice(
+            [
+                (h, w),
+                (-(-h // 2), -(-w // 2)),
+                (-(-h // 4), -(-w // 4)),
+                (chance.randrange(1, h + 1), chance.randrange(1, w + 1)),
+            ]
+        )
+        for _ in range(chance.randrange(1, 6))
+    ]
     net = rounded(Exchange(chance, channels, sizes))
     images = [torch.randn(n, channels, *size).to(BF16).float() for size in [(h, w), *sizes]]
     run, _ = tiled(net, *images)

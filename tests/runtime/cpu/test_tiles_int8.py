@@ -65,7 +65,8 @@ def in_float64(lowered, *given: Tensor) -> list[Tensor]:
         if factors is None:
             return bias.double().view(-1, 1, 1) + sum(
                 F.conv2d(env[id(i)][0], k.to(torch.bfloat16).double(), None, stride, padding)
-                for i, k in zip(images, kernels))  # fmt: skip
+                for i, k in zip(images, kernels)
+            )
         bias, scale, integers = in_bytes(kernels, bias, factors)
         total = 0.0
         for image, integer, factor in zip(images, integers, factors):
@@ -103,8 +104,9 @@ def in_float64(lowered, *given: Tensor) -> list[Tensor]:
             multiplied = [(i, w) for i, w in op.inputs if w is not None]
             if multiplied:
                 weights = [w for _, w in multiplied]
-                y = y + products([i for i, _ in multiplied], [w.kernel() for w in weights], shift_of(weights),
-                                 op.factors, 1)  # fmt: skip
+                y = y + products(
+                    [i for i, _ in multiplied], [w.kernel() for w in weights], shift_of(weights), op.factors, 1
+                )
             y = y.relu() if op.relu else y
             if op.projection is not None:
                 kernel, shift = op.projection.kernel().to(torch.bfloat16).double(), op.projection.shift().double()
@@ -119,8 +121,10 @@ class Sums(nn.Module):
     def __init__(self, chance: random.Random):
         super().__init__()
         self.kernel, self.stride = chance.choice([1, 3]), chance.choice([1, 2])
-        self.channels = [chance.choice([1, 2, 3, 16, 18, 21, 22, 32, 33, 48, 64, 65, chance.randrange(1, 90)])
-                         for _ in range(chance.randrange(1, 5))]  # fmt: skip
+        self.channels = [
+            chance.choice([1, 2, 3, 16, 18, 21, 22, 32, 33, 48, 64, 65, chance.randrange(1, 90)])
+            for _ in range(chance.randrange(1, 5))
+        ]
         self.c_out = chance.choice([1, 16, 17, 18, 32, 36, 48, 50, chance.randrange(1, 150)])
         self.convs = nn.ModuleList(
             nn.Conv2d(c, self.c_out, self.kernel, self.stride, self.kernel // 2) for c in self.channels
@@ -154,8 +158,9 @@ class Exchanges(nn.Module):
         self.mode = chance.choice(["nearest", "bilinear", "corners"])
         c = self.channels = chance.choice([1, 17, 18, 32, 48, 63, 64, 65, chance.randrange(1, 150)])
         self.inputs = [(chance.randrange(1, 100), chance.random() < 0.5) for _ in range(chance.randrange(1, 6))]
-        self.weights = nn.ModuleList(nn.Conv2d(k if k % 3 else c, c, 1) if k % 3 or k % 2 else nn.Identity()
-                                     for k, _ in self.inputs)  # fmt: skip
+        self.weights = nn.ModuleList(
+            nn.Conv2d(k if k % 3 else c, c, 1) if k % 3 or k % 2 else nn.Identity() for k, _ in self.inputs
+        )
         self.last = nn.Conv2d(c, chance.randrange(1, 40), 1) if chance.random() < 0.5 else nn.Conv2d(c, 7, 3, padding=1)
 
     def forward(self, first, *others):
@@ -163,8 +168,11 @@ class Exchanges(nn.Module):
         for weight, x in zip(self.weights, others):
             x = weight(F.softplus(x))
             if x.shape != first.shape:
-                how = {"mode": "nearest"} if self.mode == "nearest" else {
-                    "mode": "bilinear", "align_corners": self.mode == "corners"}  # fmt: skip
+                how = (
+                    {"mode": "nearest"}
+                    if self.mode == "nearest"
+                    else {"mode": "bilinear", "align_corners": self.mode == "corners"}
+                )
                 x = F.interpolate(x, size=first.shape[2:], **how)
             y = y + x
         return self.last(y.relu())

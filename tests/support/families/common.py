@@ -67,9 +67,14 @@ def fuse_layers(channels, outputs, inplace, norm=nn.BatchNorm2d, upsample=lambda
     """Rows of paths; ``upsample(k)`` makes the last layer of an up path over k octaves."""
     rows = []
     for i in range(outputs):
-        row = [up_path(c, channels[i], norm, upsample(j - i)) if j > i
-               else same() if j == i else down_path(c, channels[i], i - j, inplace, norm)
-               for j, c in enumerate(channels)]  # fmt: skip
+        row = [
+            up_path(c, channels[i], norm, upsample(j - i))
+            if j > i
+            else same()
+            if j == i
+            else down_path(c, channels[i], i - j, inplace, norm)
+            for j, c in enumerate(channels)
+        ]
         rows.append(nn.ModuleList(row))
     return nn.ModuleList(rows)
 

@@ -11,8 +11,9 @@ class LiteHRModule(nn.Module):
         self.in_channels, self.num_branches, self.multiscale_output = channels, len(channels), True
         self.module_type, self.with_fuse, self.norm_cfg, self.conv_cfg = "LITE", True, {"type": "BN"}, None
         self.layers = nn.Sequential(nn.Identity())
-        self.fuse_layers = common.fuse_layers(channels, len(channels), False, nn.BatchNorm2d,
-                                              lambda k: nn.Upsample(scale_factor=2**k, mode="nearest"))  # fmt: skip
+        self.fuse_layers = common.fuse_layers(
+            channels, len(channels), False, nn.BatchNorm2d, lambda k: nn.Upsample(scale_factor=2**k, mode="nearest")
+        )
         self.relu = nn.ReLU()
 
     def forward(self, x):

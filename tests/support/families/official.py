@@ -40,8 +40,13 @@ class NearestModule(nn.Module):
         self.relu = nn.ReLU(inplace=self.inplace)
 
     def make_fuse_layers(self, outputs):
-        return common.fuse_layers(self.num_inchannels, outputs, self.inplace, self.norm,
-                                  lambda k: nn.Upsample(scale_factor=2**k, mode="nearest"))  # fmt: skip
+        return common.fuse_layers(
+            self.num_inchannels,
+            outputs,
+            self.inplace,
+            self.norm,
+            lambda k: nn.Upsample(scale_factor=2**k, mode="nearest"),
+        )
 
     def up(self, i, j, x, corners):
         return self.fuse_layers[i][j](x[j])
@@ -108,18 +113,23 @@ class Network(nn.Module):
         before = [32]
         for k in (1, 2, 3):
             now = CHANNELS[: k + 1]
-            layers = [common.conv_norm_relu(before[i], c, 1, norm, inplace) if i < len(before) and before[i] != c
-                      else None if i < len(before)
-                      else nn.Sequential(common.conv_norm_relu(before[-1], c, 2, norm, inplace))
-                      for i, c in enumerate(now)]  # fmt: skip
+            layers = [
+                common.conv_norm_relu(before[i], c, 1, norm, inplace)
+                if i < len(before) and before[i] != c
+                else None
+                if i < len(before)
+                else nn.Sequential(common.conv_norm_relu(before[-1], c, 2, norm, inplace))
+                for i, c in enumerate(now)
+            ]
             setattr(self, f"transition{k}", nn.ModuleList(layers))
             setattr(self, f"stage{k + 1}", nn.Sequential(self.module(now, head != "v1" or k < 3)))
             before = now
         self.head_kind = head
         if head == "v2":
             total = sum(CHANNELS)
-            self.last_layer = nn.Sequential(nn.Conv2d(total, total, 1), norm(total), nn.ReLU(inplace=inplace),
-                                            nn.Conv2d(total, 5, 1))  # fmt: skip
+            self.last_layer = nn.Sequential(
+                nn.Conv2d(total, total, 1), norm(total), nn.ReLU(inplace=inplace), nn.Conv2d(total, 5, 1)
+            )
         elif head == "v1":
             self.final_layer = nn.Conv2d(C, 5, 1)
 
@@ -127,8 +137,11 @@ class Network(nn.Module):
         x = self.relu(self.bn1(self.conv1(x)))
         x = self.layer1(self.relu(self.bn2(self.conv2(x))))
         y = [x]
-        for transition, stage in ((self.transition1, self.stage2), (self.transition2, self.stage3),
-                                  (self.transition3, self.stage4)):  # fmt: skip
+        for transition, stage in (
+            (self.transition1, self.stage2),
+            (self.transition2, self.stage3),
+            (self.transition3, self.stage4),
+        ):
             y = stage([y[i] if t is None else t(y[-1]) for i, t in enumerate(transition)])
         if self.head_kind is None:
             return y

@@ -22,9 +22,12 @@ class HRModule(nn.Module):
 
     def make_fuse_layers(self):
         return common.fuse_layers(
-            self.in_channels, len(self.in_channels) if self.multiscale_output else 1, self.inplace, nn.BatchNorm2d,
+            self.in_channels,
+            len(self.in_channels) if self.multiscale_output else 1,
+            self.inplace,
+            nn.BatchNorm2d,
             lambda k: nn.Upsample(scale_factor=2**k, mode=self.mode, align_corners=self.align_corners),
-        )  # fmt: skip
+        )
 
     def forward(self, x):
         if self.num_branches == 1:
@@ -71,8 +74,11 @@ class HRFormerModule(HRModule):
                 for k in range(i - j):
                     c_from, c_to = self.in_channels[j], self.in_channels[i if k == i - j - 1 else j]
                     depthwise = nn.Conv2d(c_from, c_from, 3, stride=2, padding=1, groups=c_from, bias=False)
-                    steps.append(nn.Sequential(depthwise, nn.BatchNorm2d(c_from), nn.Conv2d(c_from, c_to, 1),
-                                               nn.BatchNorm2d(c_to)))  # fmt: skip
+                    steps.append(
+                        nn.Sequential(
+                            depthwise, nn.BatchNorm2d(c_from), nn.Conv2d(c_from, c_to, 1), nn.BatchNorm2d(c_to)
+                        )
+                    )
                 row[j] = nn.Sequential(*steps)
         return rows
 

@@ -13,9 +13,13 @@ class StageModule(nn.Module):
         self.stage, self.output_branches = len(channels), len(channels) if multi_scale_output else 1
         self.branches = common.branches(channels)
         self.fuse_layers = common.fuse_layers(
-            channels, self.output_branches, True, nn.BatchNorm2d,
-            lambda k: nn.Upsample(scale_factor=float(2**k), mode="nearest"), nn.Sequential,
-        )  # fmt: skip
+            channels,
+            self.output_branches,
+            True,
+            nn.BatchNorm2d,
+            lambda k: nn.Upsample(scale_factor=float(2**k), mode="nearest"),
+            nn.Sequential,
+        )
         self.relu = nn.ReLU(inplace=True)
 
     def forward(self, x):

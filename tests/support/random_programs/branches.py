@@ -58,8 +58,23 @@ class Values(Step):
     """Python looks at values: numbers, branches, shapes that depend on them."""
 
     def set_up(self, plan):
-        self.way = plan.choice("item", "branch", "tolist", "boolean", "nonzero", "numpy", "numpy write", "pointer",
-                               "from numpy", "argmax", "topk", "one hot", "random", "where", "format")  # fmt: skip
+        self.way = plan.choice(
+            "item",
+            "branch",
+            "tolist",
+            "boolean",
+            "nonzero",
+            "numpy",
+            "numpy write",
+            "pointer",
+            "from numpy",
+            "argmax",
+            "topk",
+            "one hot",
+            "random",
+            "where",
+            "format",
+        )
         self.reads.append(0)  # the image, exact
         self.makes = [self.read(plan)]
 

@@ -95,8 +95,13 @@ class Program(nn.Module):
     def give(self, logits, image, rest):
         if self.results == "tensor":
             return logits
-        shared = {"nothing": [], "twice": [logits], "view": [logits[:, 1:], logits.permute(0, 2, 3, 1)],
-                  "image": [image, image[:, :1]], "parameter": [self.last.weight, self.last.bias[:2]]}  # fmt: skip
+        shared = {
+            "nothing": [],
+            "twice": [logits],
+            "view": [logits[:, 1:], logits.permute(0, 2, 3, 1)],
+            "image": [image, image[:, :1]],
+            "parameter": [self.last.weight, self.last.bias[:2]],
+        }
         rest = [*rest, *shared[self.shared]]
         size = logits.shape[2:]
         return {

@@ -69,8 +69,17 @@ class ConvNorm(nn.Module):
         groups = c_in if c_in == c_out and plan.chance(0.15) else 1
         norm = plan.choice("batch", "batch", "batch", "group", "none")
         mode = "reflect" if kernel == 3 and dilation == 1 and plan.chance(0.05) else "zeros"
-        self.conv = nn.Conv2d(c_in, c_out, kernel, stride, dilation * (kernel // 2), dilation, groups,
-                              bias=norm == "none" or plan.chance(0.3), padding_mode=mode)  # fmt: skip
+        self.conv = nn.Conv2d(
+            c_in,
+            c_out,
+            kernel,
+            stride,
+            dilation * (kernel // 2),
+            dilation,
+            groups,
+            bias=norm == "none" or plan.chance(0.3),
+            padding_mode=mode,
+        )
         self.norm = nn.BatchNorm2d(c_out, affine=plan.chance(0.9)) if norm == "batch" else None
         if norm == "group":
             self.norm = nn.GroupNorm(plan.choice(*(g for g in range(1, c_out + 1) if c_out % g == 0)), c_out)
