@@ -13,7 +13,8 @@ from torch import Tensor
 from hrnet_fast.kernels import configurations, taps
 
 
-@triton.jit(do_not_specialize=["low_heights", "low_widths", "row_steps", "column_steps"])
+@triton.jit(do_not_specialize=["low_heights", "low_widths", "row_steps", "column_steps", "height", "width", "tiles_y",
+                               "tiles_x"])  # fmt: skip
 def product_up_sum_kernel(
     out,  # [N, C, height, width], or with a projection [N, P, height, width]; all images have channels innermost
     bias,  # [C] or None
@@ -148,7 +149,8 @@ def arguments(out, wholes, weights, inputs, bias, projection, projection_bias, *
     channels = projection.shape[1] if projection is not None else out.shape[1]
     projected = 0 if projection is None else out.shape[1]
     row, number = configurations.PRODUCT_UP_SUM, taps.mode_number(mode, align_corners)
-    block_c = configurations.channel_block(channels, row.channels, 16)
+    # a round of the loop over channels takes barriers, whatever its size: few large ones, though they pad more
+    block_c = max(16, min(row.channels, triton.next_power_of_2(channels)))
     block_p = max(16, configurations.channel_block(max(projected, 1), 64, 16))
     down, across = triton.cdiv(height, row.rows), triton.cdiv(width, row.columns)
     positional = [
