@@ -1,9 +1,9 @@
 """What a dtype costs in accuracy, on trained networks: ``python -m benchmarks.accuracy``.
 
-Trains HRNets on the generated shapes of examples/train_segmentation.py, several seeds each, and runs each network in every
-dtype of ``hf.optimize``, and in int8 by other engines, on images that it was not trained on. A row has the mIoU against the
-labels, and the share of pixels that get the same class as in float32. All engines take their scales for int8 from the same
-training images. Results go to benchmarks/results/accuracy/NETWORK.json, after each seed.
+Trains HRNets on the generated shapes of examples/train_segmentation.py, several seeds each, and runs each network in
+every dtype of ``hf.optimize``, and in int8 by other engines, on images that it was not trained on. A row has the mIoU
+against the labels, and the share of pixels that get the same class as in float32. All engines take their scales for
+int8 from the same training images. Results go to benchmarks/results/accuracy/NETWORK.json, after each seed.
 """
 
 import argparse
@@ -16,14 +16,15 @@ from unittest import mock
 
 import torch
 import torch.nn.functional as F
-from rich.console import Console
 from torch import Tensor, nn
 
 import hrnet_fast as hf
 from benchmarks import accuracy_table
-from benchmarks.peers import Job, fast, onnx_runtime, openvino_runtime
-from hrnet_fast.bench import machine, report
-from hrnet_fast.pictures.reading import normalize
+from benchmarks.contenders import ONNX_RUNTIME, OPENVINO, TABLE
+from hrnet_fast.apps.pictures.reading import normalize
+from hrnet_fast.bench import machine
+from hrnet_fast.bench.contenders import Problem
+from hrnet_fast.bench.networks import same_weights
 from hrnet_fast.runtime import ways
 
 ROOT = Path(__file__).parent.parent
@@ -75,8 +76,8 @@ def train(network: str, seed: int, steps: int) -> tuple[nn.Module, float]:
 def settle(model: nn.Module, images: Tensor) -> None:
     """Takes the moments of every BatchNorm anew, from images [N, 3, H, W].
 
-    HRNet's BatchNorms have a momentum of 0.01, so that after a few hundred steps their moments are those of weights from
-    long before: w18 after 400 steps has an mIoU of 0.21 with them, and 0.35 with new ones.
+    HRNet's BatchNorms have a momentum of 0.01, so that after a few hundred steps their moments are those of weights
+    from long before: w18 after 400 steps has an mIoU of 0.21 with them, and 0.35 with new ones.
     """
     norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
     momenta = [norm.momentum for norm in norms]
@@ -120,7 +121,7 @@ def optimized(plain: nn.Module, calibration: Tensor, dtype: torch.dtype, **optio
     Raises:
         AnotherDtype: int8 was asked for, and something else would run.
     """
-    network, example = fast.same_weights(plain), _channels_last(calibration[:1])
+    network, example = same_weights(plain), _channels_last(calibration[:1])
     if dtype != torch.int8:
         engine = hf.optimize(network, example.to(dtype), dtype=dtype)
         return lambda image: engine(_channels_last(image).to(dtype)), engine.engine
@@ -134,19 +135,20 @@ def optimized(plain: nn.Module, calibration: Tensor, dtype: torch.dtype, **optio
     return lambda image: engine(_channels_last(image)), engine.engine
 
 
-def by_peer(plain: nn.Module, calibration: Tensor, peer: Any) -> tuple[Run, str]:
-    """Another engine in int8. What it prepares reads the memory of its job's image."""
-    why = peer.why_not(torch.int8)
+def by_peer(plain: nn.Module, calibration: Tensor, peer: str) -> tuple[Run, str]:
+    """Another engine in int8. What it prepares reads the memory of its problem's image."""
+    form = TABLE[peer]
+    why = form.unsupported_reason(torch.int8)
     if why is not None:
         raise AnotherDtype(why)
-    job = Job(plain, calibration[:1].clone(), torch.int8, torch.get_num_threads(), calibration)
-    call = peer.prepare(job)
+    problem = Problem(plain, (calibration[:1].clone(),), torch.int8, same_weights, calibration=calibration)
+    call = form.prepare(problem)
 
     def run(image: Tensor) -> Tensor:
-        job.image.copy_(image)
+        problem.image.copy_(image)
         return call()
 
-    return run, peer.NAME
+    return run, peer
 
 
 def _channels_last(image: Tensor) -> Tensor:
@@ -163,8 +165,8 @@ CONTENDERS: dict[str, Callable[[nn.Module, Tensor], tuple[Run, str]]] = {
     accuracy_table.INT8: lambda *given: optimized(*given, torch.int8),
     'int8, ranges="max"': lambda *given: optimized(*given, torch.int8, ranges="max"),
     'int8, ranges="99.99%"': lambda *given: optimized(*given, torch.int8, ranges="99.99%"),
-    accuracy_table.PEERS[0]: lambda *given: by_peer(*given, openvino_runtime),
-    accuracy_table.PEERS[1]: lambda *given: by_peer(*given, onnx_runtime),
+    accuracy_table.PEERS[0]: lambda *given: by_peer(*given, OPENVINO),
+    accuracy_table.PEERS[1]: lambda *given: by_peer(*given, ONNX_RUNTIME),
 }
 
 
@@ -221,21 +223,22 @@ def main(argv: Sequence[str] | None = None) -> int:
     images, labels = pictures(given.images, HELD_OUT_SEED)
     options = {"steps": given.steps, "seeds": given.seeds, "batch": BATCH, "size": SIZE, "images": given.images,
                "calibration_images": CALIBRATION_IMAGES}  # fmt: skip
-    progress, measured = Console(stderr=True), []
+    measured = []
     given.results.mkdir(parents=True, exist_ok=True)
     for network in given.networks:
         one = {"machine": machine.describe(), "network": network, "options": options, "runs": []}
         measured.append(one)
         for seed in range(given.seeds):
             plain, loss = trained(network, seed, given.steps, given.weights)
-            progress.print(f"{network}, seed {seed}: trained, loss {loss:.3f}")
+            print(f"{network}, seed {seed}: trained, loss {loss:.3f}", file=sys.stderr)
             found = rows(plain, pictures(CALIBRATION_IMAGES, seed)[0], images, labels, names)
             one["runs"].append({"seed": seed, "loss": loss, "rows": found})
             (given.results / f"{network}.json").write_text(json.dumps(one, indent=1) + "\n")
-    console = report.console()
-    console.print(accuracy_table.table(measured))
-    for line in (line for one in measured for line in accuracy_table.notes(one)):
-        console.print(line, markup=False, highlight=False)
+    print(
+        accuracy_table.table(measured).text(),
+        *(note for one in measured for note in accuracy_table.notes(one)),
+        sep="\n",
+    )
     every = [row for one in measured for run in one["runs"] for row in run["rows"]]
     return int(any(row["failure"] for row in every if row["name"] not in accuracy_table.PEERS))
 

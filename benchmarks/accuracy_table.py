@@ -5,9 +5,8 @@ import statistics
 from pathlib import Path
 from typing import NamedTuple
 
-from rich.table import Table
-
 from hrnet_fast.bench.machine import summary
+from hrnet_fast.bench.report import Table
 
 REFERENCE = "float32, plain PyTorch"
 INT8 = "int8"
@@ -94,12 +93,7 @@ def _reached(yes: bool) -> str:
 
 def table(measured: list[dict]) -> Table:
     """For the terminal, of several networks."""
-    out = Table(title="Accuracy by dtype", title_justify="left")
-    for index, name in enumerate(COLUMNS):
-        out.add_column(name, justify="right" if index > 1 else "left")
-    for line in (line for one in measured for line in lines(one)):
-        out.add_row(*cells(line))
-    return out
+    return Table(COLUMNS, [cells(line) for one in measured for line in lines(one)], "Accuracy by dtype", left=2)
 
 
 def markdown(folder: Path) -> str:
@@ -107,9 +101,7 @@ def markdown(folder: Path) -> str:
     stored = [json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))]
     if not stored:
         return "No results are stored yet: `python -m benchmarks.accuracy` measures them.\n"
-    made = [f"| {' | '.join(COLUMNS)} |", "|---|---" + "|--:" * (len(COLUMNS) - 2) + "|"]
-    made += [f"| {' | '.join(cells(line))} |" for one in stored for line in lines(one)]
-    made += ["", *(f"- {note}" for one in stored for note in notes(one))]
+    made = [*table(stored).markdown(), "", *(f"- {note}" for one in stored for note in notes(one))]
     made += [f"- Measured on: {text}." for text in dict.fromkeys(summary(one["machine"]) for one in stored)]
     made += ["", "Measure again: `python -m benchmarks.accuracy`, then `python -m benchmarks.readme_table`.", ""]
     return "\n".join(made)

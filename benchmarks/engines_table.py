@@ -1,131 +1,97 @@
-"""The results of ``benchmarks.engines`` as tables: README's first one, and one with the medians of all contenders."""
+"""The results of ``benchmarks.engines`` as tables with the medians of all contenders; README's is overview.py's."""
 
 from collections.abc import Sequence
 
-from rich.table import Table
-
-from benchmarks import peers
+from benchmarks import contenders
+from benchmarks.cases import ENGINES as PREFIX
 from hrnet_fast.bench import machine
-from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, FAST, OPTIMIZED
-from hrnet_fast.bench.report import Case, Entry, Report, milliseconds
+from hrnet_fast.bench.contenders import CHANNELS_LAST
+from hrnet_fast.bench.record import Record, Report
+from hrnet_fast.bench.report import Table, median_over, milliseconds, times
 
-PREFIX = "engines-"  # of the cases' names
-LEAD = "best of the others / ours"
+LEADS = ("over eager", "over the best other")  # what our best form is faster than
 NOTHING = "No results are stored yet: `python -m benchmarks.engines` measures them.\n"
 AGAIN = "Measure again: `python -m benchmarks.engines`, then `python -m benchmarks.readme_table`."
 
 
-def best(case: Case, names: Sequence[str]) -> Entry | None:
-    """Of the named contenders the one with the least median."""
-    timed = [entry for entry in case.entries if entry.name in names and entry.seconds is not None]
-    return min(timed, key=lambda entry: entry.seconds.median, default=None)
+def others(case: Record) -> list[str]:
+    """The contenders that are not this package."""
+    return [entry.name for entry in case.entries if entry.name not in contenders.ours()]
 
 
-def lead(case: Case) -> float | None:
-    """How many times as long the best peer takes as our best form; the median of the rounds."""
-    ours = best(case, peers.ours())
-    peer = best(case, [entry.name for entry in case.entries if entry.name not in peers.ours()])
-    return ours.speedup_over[peer.name].median if ours and peer else None
+def leads(case: Record) -> list[float | None]:
+    """How many times as long eager and the best other take as our best form; medians of the rounds."""
+    ours = case.best(*contenders.ours())
+    return [median_over(ours, case.entry(CHANNELS_LAST)), median_over(ours, case.best(*others(case)))]
 
 
-def columns(cases: Sequence[Case]) -> list[str]:
+def columns(cases: Sequence[Record]) -> list[str]:
     """The contenders of all cases, in the order in which they take turns."""
     there = {entry.name for case in cases for entry in case.entries}
-    return [name for name in peers.table() if name in there]
+    return [name for name in contenders.TABLE if name in there]
 
 
-def rows(cases: Sequence[Case]) -> list[list[str]]:
-    """A row per case: its name, a cell per contender (a star: off by more than the tolerance), our lead."""
+def rows(cases: Sequence[Record]) -> list[list[str]]:
+    """A row per case: its name (*: disturbed), a cell per contender (†: off by more than the tolerance), our leads."""
     names, found = columns(cases), []
     for case in cases:
         entries = {entry.name: entry for entry in case.entries if entry.seconds is not None}
-        cells = [milliseconds(entries[name].seconds.median) + ("" if entries[name].agrees else " *")
+        cells = [milliseconds(entries[name].seconds.median) + ("" if entries[name].agrees else " †")
                  if name in entries else "-" for name in names]  # fmt: skip
-        ratio = lead(case)
-        found.append([case.description, *cells, "-" if ratio is None else f"{ratio:.2f}x"])
+        found.append([case.description + " *" * case.disturbed, *cells, *map(times, leads(case))])
     return found
 
 
-def summary(cases: Sequence[Case]) -> Table:
+def summary(cases: Sequence[Record]) -> Table:
     """For the terminal."""
-    out = Table(title="medians of runs in turn", title_justify="left")
-    for name in ("", *columns(cases), LEAD):
-        out.add_column(name, justify="right" if name else "left")
-    for row in rows(cases):
-        out.add_row(*row)
-    return out
+    return Table(["", *columns(cases), *LEADS], rows(cases), "medians of runs in turn")
 
 
-def overviews(machines: Sequence[dict[str, Report]], order: Sequence[str]) -> str:
-    """README's first tables, one for each machine: ``optimize`` on whole networks, beside the best of all others.
+def markdown(machines: Sequence[dict[str, Report]], order: Sequence[str] = ()) -> str:
+    """A column for every contender, a table for every machine, from its stored results by the cases' names.
 
     Args:
-        machines: the stored results of each machine by the cases' names.
-        order: names of the cases to show; those that are not stored are left out.
+        order: names of the cases that come first, in this order.
     """
-    made = [_overview([reports[name] for name in order if name in reports]) for reports in machines]
-    made = [lines for lines in made if lines]
-    return "\n".join([*(line for lines in made for line in lines), AGAIN, ""]) if made else NOTHING
+
+    def place(name: str) -> int:
+        return order.index(name) if name in order else len(order)
+
+    made = []
+    for reports in machines:
+        stored = [reports[name] for name in sorted(reports, key=place) if name.startswith(PREFIX)]
+        made += _table(stored) if stored else []
+    return "\n".join([*made, AGAIN, ""]) if made else NOTHING
 
 
-def _overview(stored: Sequence[Report]) -> list[str]:
-    if not stored:
-        return []
-    lines = [*_machines(stored), "", "| | eager, channels_last | torch.compile | best of the others | hrnet_fast "
-             "| **hrnet_fast.optimize** | over eager | over the best |", "|---|--:|--:|--:|--:|--:|--:|--:|"]  # fmt: skip
-    lines += [_overview_row(report.cases[0]) for report in stored]
-    notes = ["Medians of runs in turn, batch 1, the same weights and photograph for all, each in its best form."]
-    if any(e.seconds and not e.agrees for report in stored for e in report.cases[0].entries):
-        notes.append("†: off by more than the tolerance of its dtype.")
-    if any(report.cases[0].disturbed for report in stored):
-        notes.append("*: other processes kept the cores busy meanwhile.")
-    return [*lines, "", " ".join(notes), ""]
+def machines_of(stored: Sequence[Report]) -> list[str]:
+    """A line for each machine; one that was measured on several commits names them all."""
+    commits: dict[str, list[str]] = {}
+    for report in stored:
+        text = machine.summary({**report.machine, "commit": None})
+        commits.setdefault(text, []).append(report.machine["commit"])
+    return [f"Measured on: {text}{_commits(names)}." for text, names in commits.items()]
 
 
-def _machines(stored: Sequence[Report]) -> list[str]:
-    return [f"Measured on: {text}." for text in dict.fromkeys(machine.summary(report.machine) for report in stored)]
-
-
-def _overview_row(case: Case) -> str:
-    timed = {entry.name: entry for entry in case.entries if entry.seconds is not None}
-    optimized = timed.get(OPTIMIZED)
-    other = best(case, [name for name in timed if name not in peers.ours()])
-    cells = [_milliseconds(timed.get(name)) for name in (CHANNELS_LAST, COMPILED)]
-    cells.append(f"{other.name}, {_milliseconds(other)}" if other else "-")
-    cells += [_milliseconds(timed.get(FAST)), f"**{_milliseconds(optimized)}**" if optimized else "-"]
-    for slower in (timed.get(CHANNELS_LAST), other):
-        ratio = optimized.speedup_over.get(slower.name) if optimized and slower else None
-        cells.append("-" if ratio is None else f"{ratio.median:.2f}x")
-    return f"| {case.description}{' *' if case.disturbed else ''} | {' | '.join(cells)} |"
-
-
-def _milliseconds(entry: Entry | None) -> str:
-    return "-" if entry is None else milliseconds(entry.seconds.median) + ("" if entry.agrees else " †")
-
-
-def markdown(machines: Sequence[dict[str, Report]]) -> str:
-    """A column for every contender, a table for every machine, from its stored results by the cases' names."""
-    made = [_table([r for name, r in reports.items() if name.startswith(PREFIX)]) for reports in machines]
-    made = [lines for lines in made if lines]
-    return "\n".join([*(line for lines in made for line in lines), AGAIN, ""]) if made else NOTHING
+def _commits(names: Sequence[str | None]) -> str:
+    known = list(dict.fromkeys(name for name in names if name))
+    return f"; commit{'s' if len(known) > 1 else ''} {', '.join(known)}" if known else ""
 
 
 def _table(stored: Sequence[Report]) -> list[str]:
     cases = [report.cases[0] for report in stored]
-    if not cases:
-        return []
     names = columns(cases)
-    lines = [*_machines(stored), "", f"| | {' | '.join([*names, LEAD])} |", "|---|" + "--:|" * (len(names) + 1)]
-    lines += [f"| {' | '.join(row)} |" for row in rows(cases)]
-    lines += ["", "Medians of runs in turn, batch 1, the same weights and photograph for all."]
-    lines += _failures(cases) + _errors(cases)
+    cpu = stored[0].machine["cpu"]
+    lines = [f"### {cpu['model']}, {cpu['kernel']}", "", *Table(["", *names, *LEADS], rows(cases)).markdown()]
+    notes = [*machines_of(stored), "Medians of runs in turn, batch 1, the same weights and photograph for all."]
+    notes += _failures(cases) + _errors(cases)
     off = sorted({f"{e.name} ({e.error:.1e})" for case in cases for e in case.entries if e.seconds and not e.agrees})
-    lines += [f"A star: off by more than the tolerance of its dtype: {', '.join(off)}."] if off else []
-    lines += ["Other processes kept the cores busy meanwhile."] if any(case.disturbed for case in cases) else []
-    return [*lines, ""]
+    notes += [f"†: off by more than the tolerance of its dtype: {', '.join(off)}."] if off else []
+    notes += ["*: other processes kept the cores busy meanwhile."] if any(case.disturbed for case in cases) else []
+    return [*lines, "", *(f"- {note}" for note in notes), ""]
 
 
-def _errors(cases: Sequence[Case]) -> list[str]:
+def _errors(cases: Sequence[Record]) -> list[str]:
     """A line for each case in int8: how far each contender is off, since engines pay for speed with errors there."""
     lines = []
     for case in cases:
@@ -135,7 +101,7 @@ def _errors(cases: Sequence[Case]) -> list[str]:
     return lines
 
 
-def _failures(cases: Sequence[Case]) -> list[str]:
+def _failures(cases: Sequence[Record]) -> list[str]:
     """Why contenders did not run, one line for each reason."""
     return list(dict.fromkeys(
         f"{entry.name} did not run ({case.dtype}): {entry.failure}."

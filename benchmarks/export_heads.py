@@ -1,9 +1,9 @@
 """Where a head's 1x1 convolution belongs in an exported network: ``python -m benchmarks.export_heads``.
 
-HRNetV2 for segmentation as ONNX, its head's convolution behind the upsampling as in the official code, and before it for
-one, two or all three of the lower streams; each in the same runtime, in turn, after their outputs were compared with
-float64. Results go to benchmarks/results/export/, and from there by hand into hrnet_fast/export/preferences.py (a test
-compares the two). Files are exported once and kept in a folder, so that timing can begin on a quiet machine.
+HRNetV2 for segmentation as ONNX, its head's convolution behind the upsampling as in the official code, and before it
+for one, two or all three of the lower streams; each in the same runtime, in turn, after their outputs were compared
+with float64. Results go to benchmarks/results/export/, and from there by hand into hrnet_fast/export/preferences.py (a
+test compares the two). Files are exported once and kept in a folder, so that timing can begin on a quiet machine.
 """
 
 import argparse
@@ -20,12 +20,13 @@ from torch import Tensor
 import hrnet_fast as hf
 from benchmarks.run import RESULTS
 from hrnet_fast import export
-from hrnet_fast.bench import images, machine, report
-from hrnet_fast.bench.harness import Contender, Prepared, compare
+from hrnet_fast.bench import images, report
+from hrnet_fast.bench.contenders import Problem
+from hrnet_fast.bench.measure import Case, measure
+from hrnet_fast.bench.record import Record, Report
 from hrnet_fast.export import check
 from hrnet_fast.export.record import record
 from hrnet_fast.models import randomize
-from hrnet_fast.tolerances import MODEL
 
 FOLDER = RESULTS / "export"
 CONTENDERS = ("as in the official code", "lowest stream moved", "two lowest streams moved", "all streams moved")
@@ -64,23 +65,19 @@ def openvino_runner(path: Path, shape: Sequence[int]) -> Callable[[Tensor], list
 RUNNERS = {"onnxruntime": lambda path, shape: check.onnx_runner(path), "openvino": openvino_runner}
 
 
-def measure(width: str, runtime: str, size: tuple[int, int], folder: Path, budget: float) -> report.Case:
+def compare(width: str, runtime: str, size: tuple[int, int], folder: Path, budget: float) -> Record:
     """Compares the variants in one runtime."""
-    image = images.load(size=size)
-    with torch.inference_mode():
-        reference = network(width).double()(image.double())
-    contenders = []
-    for streams, name in enumerate(CONTENDERS):
-        run = RUNNERS[runtime](folder / f"{width}-{streams}.onnx", image.shape)
-        contenders.append(Contender(name, functools.partial(run, image)))
-    neighbours = machine.Neighbours()
-    results = compare(Prepared(contenders, [reference], MODEL[torch.float32]), budget=budget)
-    version = importlib.metadata.version(runtime)
-    return report.Case(
-        name=f"export-{width}-{size[0]}x{size[1]}-{runtime}",
-        description=f"HRNet-{width.upper()} segmentation as ONNX, {size[0]}x{size[1]}, {runtime} {version}",
-        dtype="float32", tolerance=MODEL[torch.float32], entries=report.entries(results), neighbours=neighbours.share(),
-    )  # fmt: skip
+
+    def make(device) -> Problem:
+        image = images.load(size=size)
+        paths = {name: folder / f"{width}-{streams}.onnx" for streams, name in enumerate(CONTENDERS)}
+        own = {name: functools.partial(lambda path: functools.partial(RUNNERS[runtime](path, image.shape), image), path)
+               for name, path in paths.items()}  # fmt: skip
+        return Problem(network(width), (image,), torch.float32, lambda plain: plain, own=own)
+
+    at, version = f"{size[0]}x{size[1]}", importlib.metadata.version(runtime)
+    what = f"HRNet-{width.upper()} segmentation as ONNX, {at}, {runtime} {version}"
+    return measure(Case(f"export-{width}-{at}-{runtime}", what, torch.float32, make, CONTENDERS), budget=budget)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -101,9 +98,9 @@ def main(arguments: list[str] | None = None) -> int:
         for width in given.widths:
             write(width, folder)
             for runtime in () if given.only_write else given.runtimes:
-                case = measure(width, runtime, images.parse_size(given.size), folder, given.budget)
-                report.Report([case]).save(FOLDER / f"{case.name}.json")
-                report.console().print(report.table(case, CONTENDERS[0]), *report.notes(case), sep="\n")
+                case = compare(width, runtime, images.parse_size(given.size), folder, given.budget)
+                Report([case]).save(FOLDER / f"{case.name}.json")
+                report.show(case, CONTENDERS[0])
                 agrees &= case.agrees
     return 0 if agrees else 1
 

@@ -8,22 +8,22 @@ Nothing is needed but torch, and pytest for the part "test"; the part "rivals" n
 """
 
 import argparse
-import json
 import os
 import shutil
-import statistics
 import subprocess
 import sys
 from pathlib import Path
 
 import torch
 
-from benchmarks import gpu_cases, gpu_measure
-from benchmarks.gpu_cases import FAST, GpuCase
-from benchmarks.gpu_goals import goals_first, outcomes, share_of_copy, speedup
-from hrnet_fast import library
-from hrnet_fast.backends import cuda
-from hrnet_fast.bench import machine
+from benchmarks import cases as registry
+from benchmarks import goals, gpu_timing
+from hrnet_fast.bench import machine, report
+from hrnet_fast.bench.contenders import FAST
+from hrnet_fast.bench.measure import Case
+from hrnet_fast.bench.record import Record, Report
+from hrnet_fast.ops import library
+from hrnet_fast.ops.backends import cuda
 
 LIMIT = 500.0  # seconds of a part, which has to end within 9 minutes
 SLACK = 40.0  # seconds more before it is ended from outside: it starts, and ends what it is at
@@ -31,88 +31,54 @@ SLACK = 40.0  # seconds more before it is ended from outside: it starts, and end
 
 def measure(part: str, results: Path, device: str, chosen: list[str], limit: float) -> None:
     """The cases of a part that are missing in ``results/<part>.json``, as far as time allows."""
-    clock = gpu_measure.Clock(limit)
-    results.mkdir(parents=True, exist_ok=True)
-    path = results / f"{part}.json"
-    about = {"machine": machine.describe(), "clocks": gpu_measure.clocks(),
-             "cudnn_benchmark": torch.backends.cudnn.benchmark, **gpu_measure.rates(device)}  # fmt: skip
-    done = kept(path, about["machine"])
-    cases = [case for case in goals_first(gpu_cases.cases(part)) if not chosen or _is_chosen(case, chosen)]
+    clock, path = gpu_timing.Clock(limit), results / f"{part}.json"
+    about = {**machine.describe(), "clocks": gpu_timing.clocks(), "cudnn_benchmark": torch.backends.cudnn.benchmark,
+             **gpu_timing.rates(device)}  # fmt: skip
+    rate, done = about["copy_bytes_per_second"], kept(path, about)
+    cases = [case for case in goals_first(registry.gpu(part)) if not chosen or _is_chosen(case, chosen)]
     for case in in_turn(cases, done):
         if clock.left < 10:
             print(f"{part}: the time is up; run the part again for the other cases")
             break
-        record = gpu_measure.measure(case, device, clock)
-        record["copy_bytes_per_second"] = about["copy_bytes_per_second"]
-        record["goals"] = outcomes(record, record["copy_bytes_per_second"])
+        record = gpu_timing.measure(case, device, clock)
+        record.goals = goals.outcomes(record, goals.GPU_GOALS, rate)
         before = done.pop(case.name, record)  # the one that was tried last is the last in the file
-        done[case.name] = min(record, before, key=cut_short)
-        path.write_text(json.dumps({**about, "cases": list(done.values())}, indent=1) + "\n")
-        print(table(record), *map(verdict, record["goals"]), sep="\n", flush=True)
+        done[case.name] = min(record, before, key=gpu_timing.cut_short)
+        Report(list(done.values()), about).save(path)
+        report.show(record, FAST, rate)
+        print(*(goals.Outcome(**goal) for goal in record.goals), sep="\n", flush=True)
 
 
-def in_turn(cases: list[GpuCase], done: dict[str, dict]) -> list[GpuCase]:
+def goals_first(cases: list[Case]) -> list[Case]:
+    """The same cases, those with goals in front: time may run out."""
+    return sorted(cases, key=lambda case: not goals.of(case.name, goals.GPU_GOALS))
+
+
+def in_turn(cases: list[Case], done: dict[str, Record]) -> list[Case]:
     """What is left to measure: first what nobody has, then what was cut short, that which was tried last at the end."""
     by_name = {case.name: case for case in cases}
-    again = [by_name[name] for name, record in done.items() if name in by_name and is_open(record)]
+    again = [by_name[name] for name, record in done.items() if name in by_name and gpu_timing.cut_short(record)]
     return [case for case in cases if case.name not in done] + again
 
 
-def kept(path: Path, now: dict) -> dict[str, dict]:
+def kept(path: Path, now: dict) -> dict[str, Record]:
     """What an earlier run of the part has measured, by name, if that was the same commit, torch and GPU."""
     try:
-        stored = json.loads(path.read_text())
-        same = all(stored["machine"][key] == now[key] for key in ("commit", "torch", "gpu"))
-        return {record["name"]: record for record in stored["cases"]} if same else {}
+        stored = Report.load(path)
+        same = all(stored.machine[key] == now[key] for key in ("commit", "torch", "gpu"))
+        return {record.name: record for record in stored.cases} if same else {}
     except (OSError, ValueError, KeyError, TypeError):
         return {}
 
 
-def is_open(record: dict) -> bool:
-    """Whether time ran out for one of the contenders of a stored case."""
-    return cut_short(record) > 0
-
-
-def cut_short(record: dict) -> int:
-    """For how many contenders of a case time ran out."""
-    return sum((entry["failure"] or "").startswith("not timed") for entry in record["contenders"].values())
-
-
-def _is_chosen(case: GpuCase, chosen: list[str]) -> bool:
-    return any(name in (case.name, f"{case.width}-{case.size}", f"{case.width}-{case.size}-{case.dtype}")
-               for name in chosen)  # fmt: skip
-
-
-def table(record: dict) -> str:
-    """One case: microseconds, error, how many times as fast hrnet_fast is, share of the copy bandwidth."""
-    rows = [("contender", "us", "error", f"{FAST} is faster by", "of copy bandwidth", "")]
-    for name, entry in record["contenders"].items():
-        seconds = statistics.median(entry["seconds"]) if entry["seconds"] else None
-        share = share_of_copy(record, record["copy_bytes_per_second"], name)
-        ratio = speedup(record, name)
-        rows.append((
-            name,
-            f"{seconds * 1e6:.1f}" if seconds else "",
-            "" if entry["error"] is None else f"{entry['error']:.1e}",
-            f"{ratio:.2f}x" if ratio and name != FAST else "",
-            f"{share:.0%}" if share else "",
-            entry["failure"] or "",
-        ))  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
-    return "\n  ".join([record["name"], *lines])
-
-
-def verdict(outcome: dict) -> str:
-    """A goal in one line: reached, missed or not measured."""
-    if outcome["measured"] is None:
-        return f"goal over {outcome['over']}: {outcome['goal']:g}, not measured"
-    word = "reached" if outcome["reached"] else "missed"
-    return f"goal over {outcome['over']}: {outcome['goal']:g}, measured {outcome['measured']:.2f}: {word}"
+def _is_chosen(case: Case, chosen: list[str]) -> bool:
+    """Such as "w48-1024x2048" or "w48-1024x2048-float16", or the whole name."""
+    width_and_size, dtype = "-".join(case.name.split("-")[-3:-1]), case.name.split("-")[-1]
+    return not {case.name, width_and_size, f"{width_and_size}-{dtype}"}.isdisjoint(chosen)
 
 
 def build(results: Path, limit: float) -> int:
-    """Installs the package from this checkout, without network; compiles for this machine's GPU what does not serve yet.
+    """Installs the package from this checkout, without network; compiles what does not serve this GPU yet.
 
     Extension modules built elsewhere serve as they are: their ABI is stable, and time on a GPU is not for compiling.
     """
@@ -129,7 +95,7 @@ def build(results: Path, limit: float) -> int:
 
 
 def test(results: Path, limit: float) -> int:
-    """The tests that need a GPU. What Triton has compiled is kept: a run that was cut short gets further the next time."""
+    """The tests that need a GPU. What Triton has compiled is kept: a run after one that was cut short gets further."""
     results.mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests", f"--junitxml={results / 'test.xml'}"]
     return _run(command, limit)
@@ -141,7 +107,7 @@ def sanitize(results: Path, limit: float) -> int:
     if tool is None:
         print("compute-sanitizer is not installed: nothing was checked")
         return 0
-    suite = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/test_gpu.py", "-k", "sanitize"]
+    suite = [sys.executable, "-m", "pytest", "-q", "-m", "gpu", "tests/ops/test_gpu.py", "-k", "sanitize"]
     return max(
         _run([tool, "--tool", check, "--error-exitcode", "9", *suite], limit / 2) for check in ("memcheck", "racecheck")
     )
@@ -157,7 +123,7 @@ RIVALS_SIZE = (1024, 2048)
 
 
 def rivals(results: Path, limit: float) -> int:
-    """HRNet and the networks it was published against, in float16; without a GPU on the CPU, only to try this program."""
+    """HRNet and the networks it was published against, in float16; without a GPU on the CPU, to try this program."""
     from benchmarks import rivals as networks  # and with it rich, which no other part needs
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -180,7 +146,7 @@ STEPS = {"build": build, "test": test, "sanitize": sanitize, "memory": memory, "
 def main(arguments: list[str] | None = None) -> int:
     """Runs the parts that are named, or all of them in order."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gpu", description=__doc__.splitlines()[0])
-    parts = [*STEPS, *gpu_cases.PARTS]
+    parts = [*STEPS, *registry.GPU_PARTS]
     parser.add_argument("--part", action="append", choices=parts, help="default: all, in this order")
     parser.add_argument("--results", type=Path, default=Path("benchmarks/results/gpu"), help="folder for the results")
     parser.add_argument("--cases", nargs="*", default=[], help="such as w48-1024x2048 or w18-512x1024-float16")
@@ -192,9 +158,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     torch.backends.cudnn.benchmark = given.device == "cuda"  # eager PyTorch at its best
     chosen = given.part or parts
-    if (
-        len(chosen) > 1
-    ):  # each in a process of its own: what a part builds, breaks or keeps in memory is not the next one's
+    if len(chosen) > 1:  # each in a process of its own: what a part builds, breaks or keeps is not the next one's
         rest = ["--results", str(given.results), "--limit", str(given.limit), "--device", given.device]
         rest += ["--cases", *given.cases] if given.cases else []
         command = [sys.executable, "-m", "benchmarks.gpu", *rest, "--part"]

@@ -9,6 +9,7 @@ The photographs are crops, mirror images and other sizes of the two that scikit-
 
 import argparse
 import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -24,10 +25,12 @@ from rich.console import Console
 
 import hrnet_fast as hf
 from hrnet_fast import cli
+from hrnet_fast.apps.pictures import reading
 from hrnet_fast.bench import harness, images, machine, report
+from hrnet_fast.bench.record import Record
 from hrnet_fast.models import randomize
-from hrnet_fast.pictures import reading
 
+EAGER = "F.interpolate, argmax"
 GOAL = 1.1  # of the command's time over the forward passes'
 # of the two samples: fractions left, top, right, bottom of a crop, the result's longer side, and whether it is mirrored
 VIEWS = [((0, 0, 1, 1), 640, False), ((0, 0, 1, 1), 640, True), ((0, 0.1, 0.8, 1), 512, False),
@@ -96,27 +99,21 @@ def folder_case(model: str, rounds: int, console: Console) -> dict:
             "command_seconds": [p[1] for p in pairs], "ratio": statistics.median(ratios), "goal": GOAL}  # fmt: skip
 
 
-def argmax_case(dtype: torch.dtype, layout: str, budget: float) -> report.Case:
+def argmax_case(dtype: torch.dtype, layout: str, budget: float) -> Record:
     """The second measurement. Scores are whole numbers, so that nothing is rounded and the classes must be the same."""
     generator, size = torch.Generator().manual_seed(0), (512, 1024)
     scores = torch.randint(-64, 64, (1, 19, 128, 256), generator=generator).to(dtype)
     scores = scores.contiguous(memory_format=getattr(torch, layout))
-    contenders = [
-        harness.Contender("F.interpolate, argmax", lambda: F.interpolate(scores, size, mode="bilinear").argmax(1)),
-        harness.Contender("interpolate_argmax", lambda: hf.interpolate_argmax(scores, size)),
-        harness.Contender(
-            "interpolate_argmax to uint8", lambda: hf.interpolate_argmax(scores, size, dtype=torch.uint8)
-        ),
-    ]
+    calls = {
+        EAGER: lambda: F.interpolate(scores, size, mode="bilinear").argmax(1),
+        "interpolate_argmax": lambda: hf.interpolate_argmax(scores, size),
+        "interpolate_argmax to uint8": lambda: hf.interpolate_argmax(scores, size, dtype=torch.uint8),
+    }
     expected = F.interpolate(scores.double(), size, mode="bilinear").argmax(1)
     # eager bfloat16 rounds the scores and finds other classes here and there
-    tolerance = 0.0 if dtype == torch.float32 else 0.1
-    prepared = harness.Prepared(contenders, expected, tolerance)
-    with torch.inference_mode():
-        results = harness.compare(prepared, budget=budget)
-    name = str(dtype).removeprefix("torch.")
-    return report.Case("classes of pixels", f"19 classes, 128x256 to 512x1024, {name}, {layout}", name, tolerance,
-                       report.entries(results))  # fmt: skip
+    tolerance, name = 0.0 if dtype == torch.float32 else 0.1, str(dtype).removeprefix("torch.")
+    entries = harness.compare([harness.Contender(*pair) for pair in calls.items()], expected, tolerance, budget=budget)
+    return Record("classes of pixels", f"19 classes, 128x256 to 512x1024, {name}, {layout}", name, tolerance, entries)
 
 
 def main(argv=None) -> int:
@@ -128,11 +125,14 @@ def main(argv=None) -> int:
     parser.add_argument("--json", type=Path, default=None, metavar="FILE")
     arguments = parser.parse_args(argv)
     console, neighbours = report.console(), machine.Neighbours()
-    cases = [argmax_case(dtype, layout, arguments.budget)
-             for dtype in (torch.float32, torch.bfloat16) for layout in ("channels_last", "contiguous_format")]  # fmt: skip
+    cases = [
+        argmax_case(dtype, layout, arguments.budget)
+        for dtype in (torch.float32, torch.bfloat16)
+        for layout in ("channels_last", "contiguous_format")
+    ]
     for case in cases:
-        console.print(report.table(case, "F.interpolate, argmax"))
-    results = {"operator": json.loads(json.dumps([case.__dict__ for case in cases], default=vars))}
+        report.show(case, EAGER)
+    results = {"operator": [dataclasses.asdict(case) for case in cases]}
     if arguments.rounds:
         folder = results["folder"] = folder_case(arguments.model, arguments.rounds, console)
         console.print(f"hrnet-fast segment over the forward passes: {folder['ratio']:.3f} (goal: {GOAL} at most)")

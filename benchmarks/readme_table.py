@@ -1,7 +1,7 @@
-"""Writes the tables of results in README.md and docs/, and the plot, from the files in benchmarks/results/.
+"""Writes the tables of results in README.md and docs/, and README's picture, from the files in benchmarks/results/.
 
-``python -m benchmarks.readme_table`` writes, ``--check`` exits with 1 where a page says something else. No figure is
-typed by hand. A table stands on whatever page has its two markers.
+``python -m benchmarks.readme_table`` writes, ``--check`` exits with 1 if a page or the picture is out of date. No
+figure is typed by hand. A table stands on whatever page has its two markers.
 """
 
 import argparse
@@ -9,40 +9,29 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from benchmarks import accuracy_table, engines_table, gpu_table, rival_report
+from benchmarks import accuracy_table, engines_table, gpu_table, overview, rival_report
 from hrnet_fast.bench.contenders import CHANNELS_LAST, COMPILED, FAST, FOLDED, OPTIMIZED
 from hrnet_fast.bench.machine import summary
-from hrnet_fast.bench.plot import plot
-from hrnet_fast.bench.report import Case, Report, milliseconds
+from hrnet_fast.bench.record import Record, Report
+from hrnet_fast.bench.report import milliseconds
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 GPU_MARKERS = "<!-- gpu:begin -->", "<!-- gpu:end -->"
-PAGES = ("README.md", "docs/accuracy.md", "docs/benchmarks.md", "docs/rivals.md")
-NETWORKS = tuple(  # README's first table, in this order, where it was measured
-    f"engines-{network}-{dtype}"
-    for network in (
-        "w48-segmentation-512x512",
-        "w18-segmentation-512x512",
-        "w18-classification-224x224",
-        "w32-pose-256x192",
-    )
-    for dtype in ("float32", "bfloat16", "int8")
-)
+PAGES = ("README.md", "docs/accuracy.md", "docs/gpu.md", "docs/results.md")
 ROWS = (  # the forms of this package, in this order, where they were measured
     "model-w48-512x512-float32", "model-w48-512x512-bfloat16", "model-w18-512x512-float32",
     "model-w18-512x512-bfloat16", "head-w48-128x128-float32", "head-w48-128x128-bfloat16",
     "unit-w48-stage4-float32", "unit-w48-stage4-bfloat16", "exchange-c48-128x128-float32",
     "exchange-c48-128x128-bfloat16", "exchange-c18-128x128-float32", "exchange-c18-128x128-bfloat16",
 )  # fmt: skip
-PLOTTED = tuple(name for name in NETWORKS if name.endswith("float32"))
 PLOT = "benchmarks/results/speed.png"
 
 
 def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     """Regenerates tables and plot under ``root``; with --check only compares the tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.readme_table", description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing, exit with 1 where a page is out of date")
+    parser.add_argument("--check", action="store_true", help="write nothing, exit with 1 if something is out of date")
     arguments = parser.parse_args(argv)
     before = {page: (root / page).read_text() for page in PAGES if (root / page).exists()}
     if any(before["README.md"].count(marker) != 1 for marker in (BEGIN, END)):
@@ -53,23 +42,26 @@ def main(argv: Sequence[str] | None = None, root: Path = ROOT) -> int:
     made = blocks(reports, machines, root)
     after = {page: _filled(text, made) for page, text in before.items()}
     stale = [page for page in before if after[page] != before[page]]
+    old = overview.main_machine(machines)[0] is not None and not _shows(root / PLOT, overview.digest(machines))
     if arguments.check:
-        for page in stale:
+        for page in [*stale, *([PLOT] if old else [])]:
             print(
                 f"{page} is not what benchmarks/results/ says: run python -m benchmarks.readme_table", file=sys.stderr
             )
-        return int(bool(stale))
+        return int(bool(stale) or old)
     for page in stale:
         (root / page).write_text(after[page])
-    plotted = [machine[name] for machine in machines[:1] for name in PLOTTED if name in machine]
-    if plotted:
-        plot([report.cases[0] for report in plotted], root / PLOT, baseline=CHANNELS_LAST,
-             title="HRNet in PyTorch: latency, batch 1", footnote=summary(plotted[0].machine))  # fmt: skip
+    overview.picture(machines, root / PLOT)
     return 0
 
 
+def _shows(picture: Path, digest: str) -> bool:
+    """Whether the picture was drawn from the results with that digest."""
+    return picture.exists() and digest.encode() in picture.read_bytes()
+
+
 def by_machine(folder: Path) -> list[dict[str, Report]]:
-    """The results of ``benchmarks.engines``, a dict for each machine, by the names of their folders."""
+    """The results of the suite or of ``benchmarks.engines``, a dict for each machine, by the names of their folders."""
     return [load(path) for path in sorted(folder.glob("*")) if path.is_dir()]
 
 
@@ -78,10 +70,10 @@ def blocks(
 ) -> dict[str, Callable[[], str]]:
     """What writes the text between the markers ``<!-- NAME:begin -->`` and ``<!-- NAME:end -->``, by that name."""
     return {
-        "results": lambda: engines_table.overviews(machines, NETWORKS),
+        "results": lambda: overview.table(machines),
         "gpu": lambda: gpu_table.block(root / "benchmarks" / "results" / "gpu"),
-        "forms": lambda: table(reports),
-        "engines": lambda: engines_table.markdown(machines),
+        "forms": lambda: "\n".join(map(table, by_machine(root / "benchmarks" / "results" / "suite") or [{}])),
+        "engines": lambda: engines_table.markdown(machines, overview.NAMES),
         "rivals": lambda: rival_report.markdown(reports),
         "accuracy": lambda: accuracy_table.markdown(root / "benchmarks" / "results" / "accuracy"),
     }
@@ -134,7 +126,7 @@ def table(reports: dict[str, Report]) -> str:
     return "\n".join(lines)
 
 
-def _row(case: Case, with_optimized: bool) -> str:
+def _row(case: Record, with_optimized: bool) -> str:
     """``with_optimized``: there is a column for optimize. The ratios are those of the last form that was timed."""
     timed = {entry.name: entry for entry in case.entries if entry.seconds is not None}
     eager = [timed[name] for name in (CHANNELS_LAST, FOLDED) if name in timed]

@@ -71,7 +71,7 @@ def count(network: Network, size: tuple[int, int]) -> Count:
 
 
 def is_published(network: Network, counted: Count) -> bool:
-    """Whether parameters and GFLOPs at COUNTED_SIZE are those of the published network, so that its mIoU may stand here."""
+    """Whether parameters and GFLOPs at COUNTED_SIZE are those of the published network: only then its mIoU is shown."""
     published = network.published
     if published is None or network.differs:
         return False

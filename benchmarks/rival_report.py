@@ -5,26 +5,24 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.table import Table
-
-from benchmarks.peers import fast, optimized
 from benchmarks.rival_networks import ALIKE, NETWORKS, SOURCE, Count, Network, is_published, why_not_published
-from hrnet_fast.bench.contenders import CHANNELS_LAST
+from hrnet_fast.bench.contenders import CHANNELS_LAST, FAST, OPTIMIZED
 from hrnet_fast.bench.machine import summary
-from hrnet_fast.bench.report import Case, Entry, Report, milliseconds
+from hrnet_fast.bench.record import Entry, Record, Report
+from hrnet_fast.bench.report import Table, milliseconds
 
 COLUMNS = ("network", "form", "parameters", "GFLOPs at 1024x2048", "latency", "ms per GFLOP", "peak memory",
            "published mIoU")  # fmt: skip
-COLOURS = {CHANNELS_LAST: "#4c84b6", fast.NAME: "#e8a33d", optimized.NAME: "#d9542b"}
+COLOURS = {CHANNELS_LAST: "#4c84b6", FAST: "#e8a33d", OPTIMIZED: "#d9542b"}
 PREFIX = "rivals-"
 
 
-def network_of(case: Case) -> Network:
+def network_of(case: Record) -> Network:
     """The network of a stored case."""
     return next(network for network in NETWORKS if PREFIX + network.name == case.name)
 
 
-def counted(case: Case) -> Count | None:
+def counted(case: Record) -> Count | None:
     """Parameters and multiply-adds at 1024x2048; None where the network could not be made."""
     return None if case.params is None else Count(case.params, round(case.gflops_published * 2**30))
 
@@ -34,7 +32,7 @@ def gflops(entry: Entry) -> float:
     return entry.gflops * 2**30 / 1e9
 
 
-def rows(cases: Sequence[Case]) -> list[list[str]]:
+def rows(cases: Sequence[Record]) -> list[list[str]]:
     """The cells of all forms that were timed, in COLUMNS' order."""
     found = []
     for case in cases:
@@ -52,7 +50,7 @@ def rows(cases: Sequence[Case]) -> list[list[str]]:
     return found
 
 
-def notes(cases: Sequence[Case]) -> list[str]:
+def notes(cases: Sequence[Record]) -> list[str]:
     """What the columns are, what differs from the published networks, and why something was not timed."""
     lines = [
         "GFLOPs: multiply-adds / 10^9 of the network as published, whatever order its form computes in; ms per GFLOP at "
@@ -77,28 +75,22 @@ def notes(cases: Sequence[Case]) -> list[str]:
     return lines
 
 
-def table(cases: Sequence[Case]) -> Table:
+def table(cases: Sequence[Record]) -> Table:
     """For the terminal."""
-    out = Table(title=cases[0].description.split(", ", 1)[1] if cases else None, title_justify="left")
-    for index, name in enumerate(COLUMNS):
-        out.add_column(name, justify="right" if index > 1 else "left")
-    for row in rows(cases):
-        out.add_row(*row)
-    return out
+    return Table(COLUMNS, rows(cases), cases[0].description.split(", ", 1)[1] if cases else "", left=2)
 
 
 def markdown(reports: dict[str, Report]) -> str:
-    """For README.md, from all stored results by the cases' names."""
+    """For docs/results.md, from all stored results by the cases' names."""
     own = [reports[PREFIX + network.name] for network in NETWORKS if PREFIX + network.name in reports]
     stored = Report([report.cases[0] for report in own], own[0].machine) if own else None
     if stored is None or not rows(stored.cases):
         return "No results are stored yet: `python -m benchmarks.rivals` measures them.\n"
     size = stored.cases[0].description.split(", ", 1)[1]
-    lines = [f"| {' | '.join([*COLUMNS[:4], f'latency, {size}', *COLUMNS[5:]])} |", "|---|---" + "|--:" * 6 + "|"]
-    lines += [f"| {' | '.join(row)} |" for row in rows(stored.cases)]
+    lines = Table([*COLUMNS[:4], f"latency, {size}", *COLUMNS[5:]], rows(stored.cases), left=2).markdown()
     lines += ["", *notes(stored.cases), f"Measured on: {summary(stored.machine)}.",
               "Measure again: `python -m benchmarks.rivals`, then `python -m benchmarks.readme_table`.",
-              "", "![GFLOPs against measured time](benchmarks/results/rivals.png)", ""]  # fmt: skip
+              "", "![GFLOPs against measured time](../benchmarks/results/rivals.png)", ""]  # fmt: skip
     return "\n".join(lines)
 
 
@@ -135,8 +127,15 @@ def plot(stored: Report, path: Path) -> None:
         _arrow(axes, network, [entry for other, entry in timed if other is network])
     for index, (network, entry) in enumerate(sorted(others, key=lambda pair: pair[1].seconds.median)):
         left = index % 2  # neighbours that lie close together get their names on different sides
-        axes.annotate(network.title, (gflops(entry), entry.seconds.median * 1e3), xytext=(-9 if left else 9, 0),
-                      textcoords="offset points", ha="right" if left else "left", va="center", fontsize=9.5)  # fmt: skip
+        axes.annotate(
+            network.title,
+            (gflops(entry), entry.seconds.median * 1e3),
+            xytext=(-9 if left else 9, 0),
+            textcoords="offset points",
+            ha="right" if left else "left",
+            va="center",
+            fontsize=9.5,
+        )
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.set_major_formatter(lambda value, position: f"{value:g}")

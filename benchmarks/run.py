@@ -1,99 +1,104 @@
 """Runs cases of the suite: ``python -m benchmarks.run [--cases PATTERN ...] [--dtype ...] [--budget SECONDS]``.
 
 Correctness comes first: a contender that is off is reported and not timed, and the exit code is 1. Results go to
-benchmarks/results/<name>.json with the machine they were measured on.
+benchmarks/results/suite/<instruction set>/, with the machine they were measured on: those of several lie side by side.
 """
 
 import argparse
+import os
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
+from unittest import mock
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
-from rich.table import Table
 
-from benchmarks import cases as suite
-from benchmarks.goals import outcomes
+from benchmarks import cases as registry
+from benchmarks import contenders, engines_table, goals
 from hrnet_fast.bench import BadInput, machine, report
 from hrnet_fast.bench.contenders import COMPILED
+from hrnet_fast.bench.measure import Case, measure
+from hrnet_fast.bench.record import Record, Report
 
 RESULTS = Path(__file__).parent / "results"
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Measures the selected cases; 0 if all contenders agree, 1 if one is off, 2 for wrong arguments."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.run", description=__doc__.splitlines()[0])
-    parser.add_argument("--cases", nargs="+", default=["*"], metavar="PATTERN",
-                        help="names as in a shell, for example 'exchange-*' (default: all)")  # fmt: skip
-    parser.add_argument("--dtype", nargs="+", choices=list(suite.DTYPES), default=list(suite.DEFAULT_DTYPES))
-    parser.add_argument("--budget", type=float, default=6.0, help="seconds of timing per case (default: 6)")
-    parser.add_argument("--threads", type=int, default=None, help="threads for torch (default: torch's own choice)")
-    parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
-    parser.add_argument("--json", type=Path, default=None, metavar="FILE",
-                        help="one file for all cases (default: one for each in benchmarks/results/)")  # fmt: skip
-    parser.add_argument("--list", action="store_true", help="print the names of the cases and end")
-    arguments = parser.parse_args(argv)
+def main(argv: Sequence[str] | None = None, prefix: str = "", doc: str = __doc__, budget: float = 6.0) -> int:
+    """Measures the selected cases; 0 if all contenders agree, 1 if one is off, 2 for wrong arguments.
 
-    selected = suite.select(arguments.cases, arguments.dtype)
+    Args:
+        argv: the arguments, by default those of the process.
+        prefix: of the names of the cases, which are selected and listed without it; "": the suite.
+        doc: what the command is for.
+        budget: the default of --budget.
+    """
+    names = list(registry.contenders_of(prefix))
+    parser = argparse.ArgumentParser(
+        prog=f"python -m benchmarks.{'engines' if prefix else 'run'}", description=doc.splitlines()[0]
+    )
+    add = parser.add_argument
+    add("--cases", nargs="+", default=["*"], metavar="PATTERN",
+        help="names as in a shell, for example 'exchange-*' or 'w48-*' (default: all)")  # fmt: skip
+    add("--dtype", nargs="+", choices=list(registry.DTYPES), default=list(registry.DEFAULT[prefix]))
+    add("--budget", type=float, default=budget, help=f"seconds of timing per case (default: {budget:g})")
+    add("--threads", type=int, default=None, help="of every contender (default: torch's own choice)")
+    add("--without", nargs="+", default=[], choices=names, metavar="CONTENDER",
+        help=f"contenders to leave out: {', '.join(names)}")  # fmt: skip
+    add("--no-compile", action="store_true", help="leave torch.compile out, which takes longest")
+    add("--no-memory", action="store_true", help="leave the measurement of memory out")
+    add("--results", type=Path, default=None, help="folder, one file for each case (default: in benchmarks/results)")
+    add("--json", type=Path, default=None, metavar="FILE", help="instead: one file for all cases")
+    add("--list", action="store_true", help="print the names of the cases and end")
+    given = parser.parse_args(argv)
+    selected = registry.select([prefix + pattern for pattern in given.cases], registry.cpu(prefix, given.dtype))
     if not selected:
-        parser.error(f"no case matches {' '.join(arguments.cases)}; --list names them")
-    if arguments.list:
-        print(*(case.name for case in selected), sep="\n")
+        parser.error(f"no case matches {' '.join(given.cases)}; --list names them")
+    if given.list:
+        print(*(case.name.removeprefix(prefix) for case in selected), sep="\n")
         return 0
-    if arguments.threads is not None:
-        torch.set_num_threads(arguments.threads)
+    if given.threads is not None and given.threads < 1:
+        parser.error(f"--threads: expected at least 1, got {given.threads}")
+    if given.threads is not None:
+        torch.set_num_threads(given.threads)
+    given.without += [name for name in names if given.no_compile and COMPILED in name]
     try:
-        measured = _measure(selected, arguments)
+        measured = _measure(selected, given, given.results or folder(prefix))
     except BadInput as error:
         parser.error(str(error))
-    _print_goals(measured, report.console())
-    return 0 if all(case.agrees for case in measured) else 1
+    print(engines_table.summary(measured).text() if prefix else goals.shown(measured))
+    print(machine.summary(machine.describe()))
+    strict = [*contenders.ours(), *([] if prefix else names)]  # other engines may miss the tolerance by rounding
+    return int(any(entry.off and entry.name in strict for record in measured for entry in record.entries))
 
 
-def _measure(selected: list[suite.Case], arguments: argparse.Namespace) -> list[report.Case]:
-    console = report.console()
-    measured: list[report.Case] = []
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("", total=len(selected))
+def folder(prefix: str) -> Path:
+    """Where results go by default: those of the suite and of engines by the machine's instruction set."""
+    return RESULTS / ("engines" if prefix else "suite") / (machine.cpu_kernel() or "none")
+
+
+def _measure(selected: list[Case], given: argparse.Namespace, results: Path) -> list[Record]:
+    measured: list[Record] = []
+    with (
+        tempfile.TemporaryDirectory() as cache,  # torch.compile starts from nothing; processes for memory find it
+        mock.patch.dict(os.environ, TORCHINDUCTOR_CACHE_DIR=cache),
+        report.progress_bar(len(selected)) as bar,
+    ):
         for index, case in enumerate(selected):
 
             def show(doing: str, done: float, name: str = case.name, index: int = index) -> None:
-                progress.update(task, description=f"{name}: {doing}", completed=index + done)
+                bar(f"{name}: {doing}", index + done)
 
-            result = case.measure(arguments.budget, not arguments.no_compile, show)
-            measured.append(result)
-            console.print(report.table(result, case.baseline), *report.notes(result), sep="\n")
-            if arguments.json is None:
-                report.Report([result]).save(RESULTS / f"{case.name}.json")
-    if arguments.json is not None:
-        report.Report(measured).save(arguments.json)
-    console.print(machine.summary(machine.describe()))
+            options = {"budget": given.budget, "without": given.without, "with_memory": not given.no_memory}
+            record = measure(case, table=contenders.TABLE, progress=show, **options)
+            record.goals = goals.outcomes(record)
+            measured.append(record)
+            report.show(record, case.baseline)
+            if given.json is None:
+                Report([record]).save(results / f"{record.name}.json")
+    if given.json is not None:
+        Report(measured).save(given.json)
     return measured
-
-
-def _print_goals(measured: list[report.Case], console: Console) -> None:
-    table = Table(title="goals: median speedup", title_justify="left")
-    for name in ("case", "of", "over"):
-        table.add_column(name)
-    for name in ("measured", "goal"):
-        table.add_column(name, justify="right")
-    table.add_column("")
-    found, disturbed = outcomes(measured), {case.name for case in measured if case.disturbed}
-    for outcome in found:
-        shown = "not timed" if outcome.measured is None else f"{outcome.measured:.2f}x"
-        verdict = "[green]reached[/green]" if outcome.reached else "[red]missed[/red]"
-        if outcome.case in disturbed:
-            verdict += " (disturbed)"
-        table.add_row(outcome.case, outcome.goal.ours, outcome.goal.over, shown, f"{outcome.goal.ratio:g}x", verdict)
-    console.print(table)
-    console.print(f"{sum(outcome.reached for outcome in found)} of {len(found)} goals reached")
-    if not any(case.entry(COMPILED) for case in measured):
-        console.print("torch.compile was left out, and with it the goals over it")
-    if disturbed:
-        console.print("[red]other processes were busy on this machine: measure again when it is quiet[/red]")
 
 
 if __name__ == "__main__":

@@ -16,19 +16,19 @@ from benchmarks import cases
 from hrnet_fast.bench.harness import worst_error
 
 QUICK = "exchange-c18-128x128-* exchange-c48-128x128-* unit-w18-stage4-* head-w18-*"
-SELECTED = cases.select(os.environ.get("HRNET_FAST_BENCH_CASES", QUICK).split())
+SELECTED = cases.select(os.environ.get("HRNET_FAST_BENCH_CASES", QUICK).split(), cases.cpu())
 
 
 @pytest.mark.parametrize("case", SELECTED, ids=lambda case: case.name)
 @pytest.mark.parametrize("form", [cases.CHANNELS_LAST, cases.FOLDED, cases.FAST])
 def test_case(benchmark, case, form):
-    prepared = case.prepare()
-    contender = prepared.contender(form)
-    if contender is None:
+    if form not in case.contenders:
         pytest.skip(f"{case.name} has no contender {form!r}")
+    problem = case.make("cpu")
+    contender = case.contender(form, problem)
     benchmark.group = case.name
     with torch.inference_mode():
-        error = worst_error(contender.call(), prepared.reference)
-        assert error <= prepared.tolerance
+        error = worst_error(contender.call(), problem.reference())
+        assert error <= case.tolerance
         benchmark.extra_info["error"] = error
         benchmark(contender.call)

@@ -1,7 +1,7 @@
 """The same training, plain and fast: ``python -m benchmarks.training_curves``.
 
-Trains HRNet-W18-Small-v1 on the generated shapes of examples/train_segmentation.py with several seeds in both forms, and
-writes the losses and the final mIoUs as curves.json and curves.png.
+Trains HRNet-W18-Small-v1 on the generated shapes of examples/train_segmentation.py with several seeds in both forms,
+and writes the losses and the final mIoUs as curves.json and curves.png.
 """
 
 import argparse

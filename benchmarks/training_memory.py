@@ -7,20 +7,17 @@ because a process only knows its own peak; the processes take turns, and times a
 
 import argparse
 import json
-import resource
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 from torch import Tensor, nn
 
 import hrnet_fast as hf
-from hrnet_fast.bench import machine
+from hrnet_fast.bench import machine, memory
+from hrnet_fast.bench.report import Table
 
 ROOT = Path(__file__).parent.parent
 FORMS = ("plain", "torch.compile", "hrnet_fast", "hrnet_fast --checkpoint")
@@ -75,27 +72,23 @@ def measure_form(form: str, width: str, device: str, steps: int) -> dict:
         if device == "cuda":
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begin)
-    if device == "cuda":
-        peak = torch.cuda.max_memory_allocated()
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+    peak = torch.cuda.max_memory_allocated() if device == "cuda" else memory.most_resident_bytes()
     saved = None if form == "torch.compile" else saved_bytes(forward, model)  # compiled graphs save by themselves
     return {"form": form, "first_step_seconds": seconds[0], "seconds": seconds[1:], "peak_bytes": peak,
             "saved_bytes": saved}  # fmt: skip
 
 
 def table(runs: list[dict]) -> Table:
-    found = Table(title="a training step")
-    for column in ("form", "saved MiB", "peak MiB", "ms", "first step s"):
-        found.add_column(column, justify="left" if column == "form" else "right")
+    """A row for each form."""
+    rows = []
     for form in dict.fromkeys(run["form"] for run in runs):
         own = [run for run in runs if run["form"] == form]
         saved = own[0]["saved_bytes"]
-        found.add_row(form, "" if saved is None else f"{saved / BYTES_PER_MIB:.0f}",
-                      f"{max(run['peak_bytes'] for run in own) / BYTES_PER_MIB:.0f}",
-                      f"{statistics.median(s for run in own for s in run['seconds']) * 1e3:.0f}",
-                      f"{statistics.median(run['first_step_seconds'] for run in own):.1f}")  # fmt: skip
-    return found
+        rows.append([form, "" if saved is None else f"{saved / BYTES_PER_MIB:.0f}",
+                     f"{max(run['peak_bytes'] for run in own) / BYTES_PER_MIB:.0f}",
+                     f"{statistics.median(s for run in own for s in run['seconds']) * 1e3:.0f}",
+                     f"{statistics.median(run['first_step_seconds'] for run in own):.1f}"])  # fmt: skip
+    return Table(("form", "saved MiB", "peak MiB", "ms", "first step s"), rows, "a training step")
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -107,22 +100,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--rounds", type=int, default=2, help="processes of each form (default: 2)")
     parser.add_argument("--forms", nargs="+", default=list(FORMS), choices=FORMS)
     parser.add_argument("--json", type=Path, default=ROOT / "benchmarks" / "results" / "training" / "memory.json")
-    parser.add_argument("--only", choices=FORMS, help=argparse.SUPPRESS)  # what a process of its own is told
     given = parser.parse_args(arguments)
-    if given.only:
-        print(json.dumps(measure_form(given.only, given.width, given.device, given.steps)))
-        return 0
     runs = []
     for _ in range(given.rounds):
         for form in given.forms:
-            command = [sys.executable, "-m", "benchmarks.training_memory", "--only", form, "--width", given.width,
-                       "--device", given.device, "--steps", str(given.steps)]  # fmt: skip
-            done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True)
-            runs.append(json.loads(done.stdout.splitlines()[-1]))
+            runs.append(memory.alone(measure_form, form, given.width, given.device, given.steps, quiet=False))
             report = {"machine": machine.describe(), "width": given.width, "size": [512, 512], "batch": 2, "runs": runs}
             given.json.parent.mkdir(parents=True, exist_ok=True)
             given.json.write_text(json.dumps(report, indent=1) + "\n")
-    Console().print(table(runs))
+    print(table(runs).text())
     return 0
 
 

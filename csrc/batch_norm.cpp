@@ -1,7 +1,6 @@
 // BatchNorm and ReLU behind convolutions in training: schemas and kernels for the CPU.
 #include <torch/csrc/stable/library.h>
 
-#include "checked.h"
 #include "cpu/runtime.h"
 #include "tensors.h"
 
@@ -15,7 +14,7 @@ NormProblem norm_of(const Tensor& x, const std::vector<int64_t>& widths, int64_t
   q.dtype = dtype_of(x);
   q.pixels = x.size(0) * x.size(2) * x.size(3), q.channels = x.size(1);
   q.eps = eps, q.batch = batch;
-  q.x = x.const_data_ptr();
+  q.x = read_from(x);
   STD_TORCH_CHECK(widths.size() <= kMaxInputs, "batch_norm: expected at most ", kMaxInputs, " segments");
   int64_t begin = 0;
   for (const int64_t width : widths) {
@@ -41,7 +40,7 @@ void* of_channels(const Tensor& t, const NormProblem& q, const char* name) {
   STD_TORCH_CHECK(
       t.dim() == 1 && t.size(0) == q.channels && (q.channels == 1 || t.stride(0) == 1) && t.scalar_type() == wide,
       "batch_norm: expected ", name, " of ", q.channels, " channels, dense, float32 or wider");
-  return const_cast<void*>(t.const_data_ptr());
+  return const_cast<void*>(read_from(t));
 }
 
 Tensor empty_channels(const Tensor& like) {
@@ -81,7 +80,7 @@ std::vector<Tensor> batch_norm_backward_cpu(std::vector<Tensor> grads, Tensor x,
   check_dense(x, x, q.channels, "x");
   for (int s = 0; s < q.segments; ++s) {
     check_dense(grads[s], x, q.segment[s].width, "a gradient");
-    q.segment[s].grad = grads[s].const_data_ptr();
+    q.segment[s].grad = read_from(grads[s]);
   }
   q.weight = of_channels(weight, q, "weight"), q.bias = of_channels(bias, q, "bias");
   q.mean = of_channels(mean, q, "mean"), q.var = of_channels(var, q, "variance");

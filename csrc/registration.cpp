@@ -21,13 +21,13 @@ namespace {
 Matrix matrix_of(const Tensor& w, int64_t in) {
   STD_TORCH_CHECK((w.dim() == 2 || w.dim() == 4) && w.size(1) == in && w.numel() == w.size(0) * in,
                   "exchange: expected a 1x1 weight for ", in, " input channels");
-  return {w.const_data_ptr(), w.size(0), in, w.stride(0), w.stride(1)};
+  return {read_from(w), w.size(0), in, w.stride(0), w.stride(1)};
 }
 
 Vector vector_of(const std::optional<Tensor>& b, int64_t size) {
   if (!b) return {};
   STD_TORCH_CHECK(b->dim() == 1 && b->size(0) == size, "exchange: expected a bias of ", size, " elements");
-  return {b->const_data_ptr(), size, b->stride(0)};
+  return {read_from(*b), size, b->stride(0)};
 }
 
 Mode mode_of(const std::string& mode, bool align_corners) {
@@ -114,8 +114,9 @@ std::vector<Tensor> exchange_backward_cpu(Tensor grad, std::optional<Tensor> out
   q.channels_last = is_channels_last(output ? *output : grad);
   const auto layout =
       q.channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous;
+  check_memory(grad);
   grad = torch::stable::contiguous(grad, layout);
-  if (output) output = torch::stable::contiguous(*output, layout);
+  if (output) check_memory(*output), output = torch::stable::contiguous(*output, layout);
   std::vector<Tensor> results;
   for (size_t j = 0; 2 * j < sizes.size(); ++j) {
     const int64_t h = sizes[2 * j], w = sizes[2 * j + 1];

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "cpu/problem.h"
+#include "memory.h"
 
 namespace hrnet_fast {
 
@@ -25,8 +26,7 @@ inline DType dtype_of(const Tensor& x) {
 }
 
 inline Image image_of(const Tensor& x) {  // [N, C, H, W]
-  return {x.const_data_ptr(), x.size(0),   x.size(1),   x.size(2),  x.size(3),
-          x.stride(0),        x.stride(1), x.stride(2), x.stride(3)};
+  return {read_from(x), x.size(0), x.size(1), x.size(2), x.size(3), x.stride(0), x.stride(1), x.stride(2), x.stride(3)};
 }
 
 inline Tensor empty_output(const Tensor& like, int64_t n, int64_t c, int64_t h, int64_t w, bool channels_last) {
@@ -36,7 +36,7 @@ inline Tensor empty_output(const Tensor& like, int64_t n, int64_t c, int64_t h, 
       channels_last ? torch::headeronly::MemoryFormat::ChannelsLast : torch::headeronly::MemoryFormat::Contiguous);
 }
 
-// Whether channels are innermost: the rule of hrnet_fast.call.is_channels_last.
+// Whether channels are innermost: the rule of hrnet_fast.ops.exchange.call.is_channels_last.
 inline bool is_channels_last(const Tensor& x) { return x.stride(1) == 1 && x.stride(3) != 1; }
 
 }  // namespace hrnet_fast

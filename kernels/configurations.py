@@ -1,7 +1,7 @@
 """Launch configurations: how many pixels, channels and warps a program of each kernel gets.
 
 A row says on which GPU it was measured; ``None`` says that nobody has measured it on a GPU: it was chosen by counting
-registers and bytes, and compiles without spills for sm_80, sm_90 and sm_100 (tests/test_triton_compiles.py).
+registers and bytes, and compiles without spills for sm_80, sm_90 and sm_100 (tests/kernels/test_compiles.py).
 
 HRNET_FAST_AUTOTUNE=1 makes Triton's autotuner choose among ``candidates`` at the first call of every (channels, modes,
 layout, element size, output sizes); its choices are kept on disk beside Triton's compiled kernels. Without it nothing

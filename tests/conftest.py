@@ -1,8 +1,8 @@
 """What all tests share: a fixed seed, a clean environment, and the rule about skipped tests.
 
 With HRNET_FAST_NO_SKIP=1, as in CI, a skipped test is a failed one, unless it is marked ``gpu`` and there is no GPU, or
-``toolkit`` and there is no CUDA toolkit, or ``planned`` or ``pairs`` and the processor lacks the instructions: what was
-skipped proves nothing.
+``toolkit`` and there is no CUDA toolkit, or ``planned`` or ``pairs`` and the processor lacks the instructions, or
+``arm`` and there is no cross-compiler or emulator for ARM: what was skipped proves nothing.
 
 A machine lent for its GPU may have torch, triton, pytest, numpy and timm alone: a file that imports another package is
 skipped there, with that package as the reason, and all others run.
@@ -12,6 +12,7 @@ import importlib.util
 import os
 import re
 import runpy
+import shutil
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ if WORKERS > 1:  # they share the cores, and so do the programs that they start
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
 import torch  # noqa: E402 - reads the variable at its import
 
-from hrnet_fast import library  # noqa: E402
+from hrnet_fast.ops import library  # noqa: E402
 
 # what the package, its extras and its tests use besides torch, triton, pytest, numpy and timm: names of modules
 OPTIONAL = {"rich", "safetensors", "PIL", "matplotlib", "sklearn", "onnx", "onnxscript", "onnxruntime", "tritonclient",
@@ -34,6 +35,8 @@ if not torch.cuda.is_available():
     MISSING["gpu"] = "torch finds no NVIDIA GPU"
 if TOOLKIT["find"]() is None:
     MISSING["toolkit"] = "there is no CUDA toolkit"
+if absent := [name for name in ("aarch64-linux-gnu-g++", "qemu-aarch64") if shutil.which(name) is None]:
+    MISSING["arm"] = f"there is no {' and no '.join(absent)} (Debian: g++-aarch64-linux-gnu, qemu-user)"
 if library.extension_error is None and torch.ops.hrnet_fast.why_not_program():
     MISSING["planned"] = torch.ops.hrnet_fast.why_not_program()
 if library.extension_error is None and not torch.ops.hrnet_fast.has_bfloat16_pairs():

@@ -148,6 +148,18 @@ def test_the_picture_of_the_idea(tmp_path):
         assert drawn.size == stored.size
 
 
+def test_the_readme_is_short_and_its_links_lead_somewhere():
+    text = (ROOT / "README.md").read_text()
+    assert len(text.splitlines()) < 120
+    targets = [target for target in re.findall(r"\]\(([^)]+)\)", text) if "://" not in target]
+    assert len(targets) > 10
+    for target in targets:
+        path, _, anchor = target.partition("#")
+        assert (ROOT / path).is_file(), target
+        headings = re.findall(r"^#+ (.*)$", (ROOT / path).read_text(), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in [heading.lower().replace(" ", "-") for heading in headings], target
+
+
 def test_every_page_is_in_a_table_of_contents():
     index = (ROOT / "docs" / "index.md").read_text()
     listed = {

@@ -51,6 +51,10 @@ def hidden():
                   if not there & {re.sub(r"[-_.]+", "-", owner).lower() for owner in owners})  # fmt: skip
 
 
+def module(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts)
+
+
 def test_the_gpu_benchmarks_tests_run(tmp_path):
     names = hidden()
     assert not {"torch", "triton", "pytest", "numpy", "timm"} & set(names)
@@ -61,9 +65,9 @@ def test_the_gpu_benchmarks_tests_run(tmp_path):
     ran = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert ran.returncode == 0, ran.stdout + ran.stderr
     cases = ElementTree.parse(tmp_path / "test.xml").findall(".//testcase")
-    collected = {case.get("classname").removeprefix("tests.") for case in cases if case.get("classname")}
-    of_gpus = {path.stem for path in ROOT.glob("tests/test_*.py") if "pytest.mark.gpu" in path.read_text()}
-    assert of_gpus - {Path(__file__).stem} <= collected
+    collected = {case.get("classname") for case in cases if case.get("classname")}
+    of_gpus = {module(path) for path in ROOT.glob("tests/**/test_*.py") if "pytest.mark.gpu" in path.read_text()}
+    assert of_gpus - {module(Path(__file__))} <= collected
     skipped = [case.find("skipped") for case in cases if not case.get("classname")]  # whole files
     reasons = "".join(element.text for element in skipped)
     assert re.search("(tritonclient|google|PIL|rich) is not installed", reasons), reasons

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from benchmarks.peers import Job, forms
+from benchmarks.peers import forms
+from hrnet_fast.bench.contenders import Problem
 
 if TYPE_CHECKING:
     import openvino
 
-NAME = "OpenVINO"
 CAPABILITY = {torch.float32: "FP32", torch.bfloat16: "BF16", torch.float16: "FP16", torch.int8: "INT8"}
 PRECISION = {torch.float32: "f32", torch.bfloat16: "bf16", torch.float16: "f16"}  # of INFERENCE_PRECISION_HINT
 
 
-def why_not(dtype: torch.dtype) -> str | None:
+def unsupported_reason(dtype: torch.dtype) -> str | None:
     """It has to be installed, and to compute in the dtype on this CPU instead of quietly in another."""
     needed = ("openvino", "onnx", *(("nncf",) if dtype == torch.int8 else ()))
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
@@ -29,23 +29,23 @@ def why_not(dtype: torch.dtype) -> str | None:
     )
 
 
-def prepare(job: Job) -> Callable[[], Tensor]:
+def prepare(problem: Problem) -> Callable[[], Tensor]:
     """A model with static shapes, for latency, on as many pinned threads as torch has; input and output not copied."""
     import openvino
 
     options = {
-        "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": job.threads,
-        "ENABLE_CPU_PINNING": True, "INFERENCE_PRECISION_HINT": _precision(job.dtype),
+        "PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": 1, "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "ENABLE_CPU_PINNING": True, "INFERENCE_PRECISION_HINT": _precision(problem.dtype),
     }  # fmt: skip
     core = openvino.Core()
-    with forms.onnx_file(job) as path:
+    with forms.onnx_file(problem) as path:
         model = core.read_model(path)
-        model.reshape(list(job.image.shape))
-        if job.dtype == torch.int8:
-            model = quantized(model, job)
+        model.reshape(list(problem.image.shape))
+        if problem.dtype == torch.int8:
+            model = quantized(model, problem)
         compiled = core.compile_model(model, "CPU", options)
     request = compiled.create_infer_request()
-    pixels = job.image.numpy()
+    pixels = problem.image.numpy()
     request.set_input_tensor(openvino.Tensor(pixels, shared_memory=True))
 
     def call() -> Tensor:
@@ -70,7 +70,7 @@ def _precision(dtype: torch.dtype) -> str:
     return "bf16" if "BF16" in _capabilities() else "f32"
 
 
-def quantized(model: "openvino.Model", job: Job) -> "openvino.Model":
+def quantized(model: "openvino.Model", problem: Problem) -> "openvino.Model":
     """The model after NNCF's post-training quantization, in whose graph the scales are.
 
     PERFORMANCE makes all scales symmetric. MIXED, with zero points for activations, takes as long within noise and has
@@ -79,5 +79,5 @@ def quantized(model: "openvino.Model", job: Job) -> "openvino.Model":
     import nncf
 
     with forms.quiet():
-        images = nncf.Dataset([part.numpy() for part in forms.calibration_batches(job)])
+        images = nncf.Dataset([part.numpy() for part in forms.calibration_batches(problem)])
         return nncf.quantize(model, images, preset=nncf.QuantizationPreset.PERFORMANCE, subset_size=images.get_length())

@@ -60,12 +60,4 @@ struct ConvolutionCosts {
 Algorithm cheapest(const ConvolutionCosts& costs, int64_t n, int64_t c_out, int64_t h, int64_t w, int64_t c_in,
                    bool pairs, int64_t packed);
 
-// Convolutions that do not depend on each other, shared out among the threads together.
-// Only the last one has pairs.
-void convolve_avx2(const Convolution* convolutions, int count);
-void convolve_avx512(const Convolution* convolutions, int count);
-void convolve_avx512_bf16(const Convolution* convolutions, int count);
-const ConvolutionCosts& costs_avx2();
-const ConvolutionCosts& costs_avx512();
-
 }  // namespace hrnet_fast

@@ -1,17 +1,19 @@
-// What every file for one x86 instruction set begins with. All other headers come before the target switch, so that
-// nothing of theirs is compiled for an instruction set that the CPU at hand may lack.
+// What every file for one instruction set begins with. All other headers come before the target switch, so that nothing
+// of theirs is compiled for an instruction set that the CPU at hand may lack.
 #pragma once
 
 #include <cmath>
 #include <cstring>
 #include <type_traits>
+#include <utility>
 
 #include "half.h"
-#include "problem.h"
+#include "kernels.h"
 
 #if defined(__x86_64__)
-#define HRNET_FAST_X86
 #include <immintrin.h>
+#elif defined(__aarch64__)
+#include <arm_neon.h>
 #endif
 
 #define HRNET_FAST_PRAGMA(text) _Pragma(#text)

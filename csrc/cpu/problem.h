@@ -95,20 +95,4 @@ int num_threads();
 // A buffer of the calling thread, 64-byte aligned, kept between calls: fresh pages would cost more than the kernels.
 void* scratch(int slot, size_t bytes);
 
-// One entry point per instruction set; each serves every dtype and layout.
-void exchange_portable(const Problem& problem);
-void exchange_avx2(const Problem& problem);
-void exchange_avx512(const Problem& problem);
-void exchange_avx512_bf16(const Problem& problem);
-void exchange_amx(const Problem& problem);
-void backward_portable(const BackwardProblem& problem);
-void norm_portable(const NormProblem& problem, bool forward);
-void backward_avx2(const BackwardProblem& problem);
-void norm_avx2(const NormProblem& problem, bool forward);
-void backward_avx512(const BackwardProblem& problem);
-void norm_avx512(const NormProblem& problem, bool forward);
-void argmax_portable(const ArgmaxProblem& problem);
-void argmax_avx2(const ArgmaxProblem& problem);
-void argmax_avx512(const ArgmaxProblem& problem);
-
 }  // namespace hrnet_fast

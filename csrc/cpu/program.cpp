@@ -1,6 +1,6 @@
 // A planned network: steps on images that lie in one arena, run without returning to Python between them.
 //
-// The plan is a vector of 64-bit integers (hrnet_fast/runtime/cpu/program.py writes it): steps one after the other,
+// The plan is a vector of 64-bit integers (hrnet_fast/runtime/cpu/encode.py writes it): steps one after the other,
 // each begun by its kind and its length. An address is a pair (base, byte offset); bases are the arena and then the
 // tensors that the caller hands in, constants, images and results. Nothing in it is trusted: all steps are read before
 // the first one runs, every number in its range, every address against the size and dtype of what it points into.
@@ -41,8 +41,8 @@ Convolution read_convolution(Reader& in) {
                     "run_program: pairs of channels of two images");
     q.c_in = checked_sum(q.c_in, q.source[s].channels);
   }
-  q.output = in.planes(q.n, q.h_out, q.w_out);
-  q.residual = in.planes(q.n, q.h_out, q.w_out);
+  q.output = in.planes(q.n, q.h_out, q.w_out, Use::kWritten);
+  q.residual = in.planes(q.n, q.h_out, q.w_out, Use::kReadAndReplaced);
   STD_TORCH_CHECK(q.output.channels == q.c_out && q.residual.channels == q.c_out && q.residual.dtype == q.output.dtype,
                   "run_program: a convolution's residual is not like its output");
   const int64_t weights = packed_weight_size(q.algorithm, q.c_out, q.c_in, q.kernel);
@@ -58,7 +58,8 @@ Convolution read_convolution(Reader& in) {
 void convolutions_step(Reader& in, bool run) {
   const int count = static_cast<int>(in.next(1, kMaxConvolutions));
   Convolution convolutions[kMaxConvolutions];
-  for (int i = 0; i < count; ++i) convolutions[i] = read_convolution(in);
+  for (int i = 0; i < count; ++i) convolutions[i] = read_convolution(in), in.end_operation();
+  in.check_accesses();
   if (run) run_convolve(convolutions, count);
 }
 
@@ -97,10 +98,11 @@ void exchange_step(Reader& in, bool run) {
   const int64_t projected = in.next(0, INT64_MAX);
   q.projection = matrix_of(in, projected, q.channels, q.dtype);
   q.projection_bias = vector_of(in, projected, q.dtype);
-  const Planes y = in.planes(n, h, w);
+  const Planes y = in.planes(n, h, w, Use::kWritten);
   STD_TORCH_CHECK(y.data != nullptr && y.channels == (q.projection.data ? projected : q.channels),
                   "run_program: an exchange's output has other channels");
   q.output = image_of(y, q.dtype, n, h, w);
+  in.check_accesses();
   if (run) run_exchange(q);
 }
 
@@ -111,12 +113,7 @@ Region region_of(const Tensor& t) {
                       dtype == ScalarType::Half,
                   "run_program: expected tensors of float32, bfloat16, float16 or, of anything, uint8");
   const int64_t itemsize = static_cast<int64_t>(t.element_size());
-  int64_t stored;  // a tensor outlives a storage that was resized
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_storage_size(t.get(), &stored));
-  const int64_t bytes = checked_product(t.numel(), itemsize);
-  STD_TORCH_CHECK(checked_sum(checked_product(t.storage_offset(), itemsize), bytes) <= stored || bytes == 0,
-                  "run_program: a tensor without memory");
-  return {static_cast<char*>(const_cast<void*>(t.const_data_ptr())), bytes, dtype};
+  return {static_cast<char*>(write_to(t)), checked_product(t.numel(), itemsize), dtype};
 }
 
 enum Step : int64_t { kConvolutions = 1, kExchange, kTiled };
@@ -131,7 +128,7 @@ void read_steps(const std::vector<int64_t>& words, const std::vector<Region>& re
   while (begin != end) {
     STD_TORCH_CHECK(end - begin >= 2 && begin[1] >= 0 && begin[1] <= end - begin - 2, "run_program: a step is cut off");
     const int64_t *first = begin + 2, *last = first + begin[1];
-    Reader step(first, last, regions);
+    Reader step(first, last, regions, !run);
     const auto start = std::chrono::steady_clock::now();
     switch (*begin) {
       case kConvolutions: convolutions_step(step, run); break;
@@ -159,7 +156,7 @@ void run_timed(const Tensor& program, const Tensor& arena, const std::vector<Ten
                   "run_program: expected a program of 64-bit integers");
   std::vector<Region> regions = {region_of(arena)};
   for (const Tensor& t : others) regions.push_back(region_of(t));
-  const int64_t* begin = static_cast<const int64_t*>(program.const_data_ptr());
+  const int64_t* begin = static_cast<const int64_t*>(read_from(program));
   const std::vector<int64_t> words(begin, begin + program.numel());  // the tensors may be the program itself
   read_steps(words, regions, false);
   int64_t* nanoseconds = nullptr;
@@ -167,7 +164,8 @@ void run_timed(const Tensor& program, const Tensor& arena, const std::vector<Ten
     STD_TORCH_CHECK(times->is_cpu() && times->is_contiguous() && times->scalar_type() == ScalarType::Long &&
                         times->numel() == count_operations(words),
                     "time_program: expected a 64-bit integer for each operation");
-    nanoseconds = static_cast<int64_t*>(times->mutable_data_ptr());
+    nanoseconds = static_cast<int64_t*>(write_to(*times));
+    for (const Region& region : regions) check_apart(dense_blocks(*times), {region.data, region.bytes});
   }
   read_steps(words, regions, true, nanoseconds);
 }
@@ -198,8 +196,11 @@ void pack_convolution(Tensor weight, int64_t algorithm, Tensor packed) {
                   "pack_convolution: expected dense float32 weights [c_out, c_in, k, k]");
   const int64_t size = packed_convolution_size(algorithm, weight.size(0), weight.size(1), weight.size(2));
   STD_TORCH_CHECK(packed.numel() == size, "pack_convolution: expected room for ", size, " numbers");
-  pack_weights(static_cast<Algorithm>(algorithm), static_cast<const float*>(weight.const_data_ptr()), weight.size(0),
-               weight.size(1), static_cast<int>(weight.size(2)), static_cast<float*>(packed.mutable_data_ptr()));
+  const auto* from = static_cast<const float*>(read_from(weight));
+  auto* to = static_cast<float*>(write_to(packed));
+  check_apart(dense_blocks(packed), dense_blocks(weight));
+  pack_weights(static_cast<Algorithm>(algorithm), from, weight.size(0), weight.size(1),
+               static_cast<int>(weight.size(2)), to);
 }
 
 int64_t cheapest_convolution(int64_t n, int64_t c_out, int64_t h, int64_t w, int64_t c_in, bool pairs, int64_t packed) {

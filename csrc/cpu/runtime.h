@@ -17,9 +17,10 @@ void run_convolve(const Convolution* convolutions, int count);  // throws where 
 const ConvolutionCosts& convolution_costs();  // of the kernels that run_convolve takes; throws like it
 bool multiplies_pairs();  // whether there are kernels for the algorithms with pairs
 const char* why_not_convolve();  // why this CPU has no kernels for planned convolutions, or null
-bool multiplies_tiles();  // whether the CPU has registers for them
-bool multiplies_bytes();  // whether it has instructions for what tiles do in bytes
-const TiledKernels& tiled_kernels();  // on its instructions, or on arrays
+bool multiplies_tiles();  // whether products of tiles are faster in bfloat16 than in float32
+bool multiplies_bytes();  // whether there are instructions for what tiles do in bytes
+// For programs with or without bytes; on the CPU's instructions, or on arrays.
+const TiledKernels& tiled_kernels(bool bytes);
 void run_norm(const NormProblem& problem, bool forward);
 void run_argmax(const ArgmaxProblem& problem);
 std::string cpu_capability();    // the one that run_exchange takes

@@ -138,7 +138,6 @@ struct TiledKernels {
   void (*reorder)(const Reorder& q, int64_t image, int64_t y0, int64_t y1);
   void (*restore)(const Restore& q, int64_t image, int64_t y0, int64_t y1);
 };
-extern const TiledKernels tiled_amx, tiled_avx512_vnni, tiled_avx_vnni, tiled_avx2;
 extern const TiledKernels tiled_emulated;  // the same sums in the same order, for tests on every machine
 
 }  // namespace hrnet_fast

@@ -1,12 +1,5 @@
 // The kernels on tiles for any CPU, on arrays: slow, and bit by bit what the instructions of AMX compute.
-#include <cmath>
-#include <cstring>
-#include <type_traits>
-#include <utility>
-
-#include "half.h"
-#include "problem.h"
-#include "tiled.h"
+#include "isa.h"
 
 namespace hrnet_fast {
 namespace emulated {

@@ -241,6 +241,12 @@ class TiledRun {
   }
 };
 
+bool TiledGraph::has_bytes() const {
+  const auto in_bytes = [](const auto& q) { return q.scale != nullptr; };
+  return std::any_of(convolutions_.begin(), convolutions_.end(), in_bytes) ||
+         std::any_of(exchanges_.begin(), exchanges_.end(), in_bytes);
+}
+
 void TiledGraph::run(const TiledKernels& kernels, int threads, int64_t* nanoseconds) const {
   if (nanoseconds != nullptr) std::fill_n(nanoseconds, size(), 0);
   TiledRun(*this, kernels, threads, nanoseconds).run();

@@ -17,6 +17,7 @@ class TiledGraph {
   void add(const TiledExchange& q, std::vector<Dependency> after);
   void add(const Reorder& q, std::vector<Dependency> after);
   void add(const Restore& q, std::vector<Dependency> after);
+  bool has_bytes() const;  // whether anything is multiplied in bytes
   int64_t size() const { return static_cast<int64_t>(operations_.size()); }
   // Throws what a task has thrown. What each operation took of the threads' time goes to nanoseconds, where that
   // is not null.

@@ -22,13 +22,13 @@ Extent extent_of(Reader& in, int64_t most_h = kMaxTiledSide, int64_t most_w = kM
 }
 
 // Channels; the addresses of the numbers, of what their rounding took away, and of what they are in bytes.
-Bordered bordered(Reader& in, int64_t n, const Extent& size) {
+Bordered bordered(Reader& in, int64_t n, const Extent& size, Use use = Use::kRead) {
   Bordered image;
   image.channels = in.next(1, kMaxTiledSide);
   const int64_t count = size.span(n, image.channels);
-  image.high = reinterpret_cast<BFloat16*>(in.address(count, DType::kBFloat16));
-  image.low = reinterpret_cast<BFloat16*>(in.address(count, DType::kBFloat16));
-  image.bytes = in.bytes(count);
+  image.high = reinterpret_cast<BFloat16*>(in.address(count, DType::kBFloat16, use));
+  image.low = reinterpret_cast<BFloat16*>(in.address(count, DType::kBFloat16, use));
+  image.bytes = in.bytes(count, use);
   STD_TORCH_CHECK(image.low == nullptr || (image.high != nullptr && image.bytes == nullptr),
                   "run_program: half of an image is missing, or it has bytes as well");
   return image;
@@ -40,7 +40,7 @@ Bordered source(Reader& in, int64_t n, const Extent& size) {
   return image;
 }
 Bordered output(Reader& in, int64_t n, const Extent& size) {
-  const Bordered image = bordered(in, n, size);
+  const Bordered image = bordered(in, n, size, Use::kWritten);
   STD_TORCH_CHECK(image.high != nullptr || image.bytes != nullptr, "run_program: an output is missing");
   return image;
 }
@@ -81,7 +81,7 @@ TiledConvolution read_convolution(Reader& in) {
     products += q.source[s].channels * q.kernel * q.kernel;
   }
   q.output = output(in, q.n, q.out);
-  q.residual = bordered(in, q.n, q.out);
+  q.residual = bordered(in, q.n, q.out, Use::kReadAndReplaced);
   q.bias = floats(in, q.c_out);
   q.scale = floats(in, q.c_out);
   q.rounding = rounding(in);
@@ -145,7 +145,7 @@ Restore read_restore(Reader& in) {
   Restore q;
   q.n = in.size(), q.size = extent_of(in);
   q.from = source(in, q.n, q.size);
-  q.to = in.planes(q.n, q.size.h, q.size.w);
+  q.to = in.planes(q.n, q.size.h, q.size.w, Use::kWritten);
   STD_TORCH_CHECK(q.to.data != nullptr && q.from.channels == q.to.channels && q.to.dtype != DType::kFloat16,
                   "run_program: an image and what it becomes are not alike");
   return q;
@@ -169,11 +169,13 @@ void pack_tiles_op(Tensor weight, Tensor packed) {
   const int64_t c_out = weight.size(0), c_in = weight.size(1);
   const int64_t size = packed_tiles_size(c_out, c_in, kernel, bytes);
   STD_TORCH_CHECK(packed.numel() == size, "pack_tiles: expected room for ", size, " bytes");
-  char* to = static_cast<char*>(packed.mutable_data_ptr());
+  const void* from = read_from(weight);
+  char* to = static_cast<char*>(write_to(packed));
+  check_apart(dense_blocks(packed), dense_blocks(weight));
   if (bytes)
-    pack_tiles(static_cast<const int8_t*>(weight.const_data_ptr()), c_out, c_in, kernel, to);
+    pack_tiles(static_cast<const int8_t*>(from), c_out, c_in, kernel, to);
   else
-    pack_tiles(static_cast<const float*>(weight.const_data_ptr()), c_out, c_in, kernel, to);
+    pack_tiles(static_cast<const float*>(from), c_out, c_in, kernel, to);
 }
 bool has_tiles() { return multiplies_tiles(); }
 bool has_bytes() { return multiplies_bytes(); }
@@ -192,8 +194,10 @@ void tiled_step(Reader& in, bool run, int64_t* nanoseconds) {
       case 2: graph.add(read_reorder(in), std::move(after)); break;
       default: graph.add(read_restore(in), std::move(after));
     }
+    in.end_operation();
+    in.check_accesses();
   }
-  if (run) graph.run(tiled_kernels(), num_threads(), nanoseconds);
+  if (run) graph.run(tiled_kernels(graph.has_bytes()), num_threads(), nanoseconds);
 }
 
 }  // namespace hrnet_fast

@@ -2,7 +2,8 @@
 // instruction set.
 //
 // Dots has vectors of L sums: dot(sums, a, w) adds the products of four bytes, unsigned in a, the same in all lanes,
-// and signed in w. The sums are the same on every instruction set; those of bfloat16 are added up in the order of AMX.
+// and signed in w; with kOffset it adds 128 of each byte of a too much, which is taken away at the end. The sums are
+// the same on every instruction set; those of bfloat16 are added up in the order of AMX.
 
 static inline int32_t four_bytes(const char* p) {
   int32_t bytes;
@@ -43,6 +44,8 @@ struct VectorBlocks {
     Sums sums[P][N];
     unroll<P>(
         [&](auto p) { unroll<N>([&](auto n) { sums[p()][n()] = t.add ? Dots::load(at(p(), n())) : Dots::zero(); }); });
+    [[maybe_unused]] Sums bytes[P];  // of each pixel
+    if constexpr (Dots::kOffset) unroll<P>([&](auto p) { bytes[p()] = Dots::zero(); });
     for (int s = 0; s < count; ++s) {
       const TileSource<MT>& source = sources[s];
       const char* w = source.weight;
@@ -57,13 +60,21 @@ struct VectorBlocks {
             });
             unroll<P>([&](auto p) {
               const Sums x = Dots::broadcast(a + p() * source.step + k);
+              if constexpr (Dots::kOffset) bytes[p()] = Dots::add_bytes(bytes[p()], x);
               unroll<N>([&](auto n) { sums[p()][n()] = Dots::dot(sums[p()][n()], x, weights[n()]); });
             });
           }
         }
       }
     }
-    unroll<P>([&](auto p) { unroll<N>([&](auto n) { Dots::store(at(p(), n()), sums[p()][n()]); }); });
+    unroll<P>([&](auto p) {
+      unroll<N>([&](auto n) {
+        if constexpr (Dots::kOffset)
+          Dots::store(at(p(), n()), Dots::without_offset(sums[p()][n()], bytes[p()]));
+        else
+          Dots::store(at(p(), n()), sums[p()][n()]);
+      });
+    });
   }
 
   template <int MT, int NT, int P>

@@ -68,17 +68,23 @@ class Winograd {
   }
   // Registers first .. first + count - 1 (at most Q::kMost), output channels of the blocks from .. to - 1.
   static void run(const Convolution& q, int64_t first, int count, int64_t from, int64_t to) {
-    if constexpr (Q::kWide == 4) {
+    if constexpr (Q::kMost > Q::kWide) {  // more than the registers hold at once
+      if (const int groups = count / Q::kWide; groups > 0) {
+        Winograd(q).template many<Q::kWide>(first, groups, from, to);
+        first += groups * Q::kWide, count -= groups * Q::kWide;
+      }
+    }
+    if constexpr (Q::kWide == 2) {
+      if (count > 0) Winograd(q).template tiles<1, 2>(first, from, to);
+    } else {
+      static_assert(Q::kWide == 4, "registers of sums");
       switch (count) {
+        case 0: return;
         case 1: return Winograd(q).template tiles<1, 4>(first, from, to);
         case 2: return Winograd(q).template tiles<2, 2>(first, from, to);
         case 3: return Winograd(q).template tiles<3, 1>(first, from, to);
         default: return Winograd(q).template tiles<4, 1>(first, from, to);
       }
-    } else {
-      static_assert(Q::kWide == 2, "registers of sums");
-      for (; count >= 2; first += 2 * (count / 2), count %= 2) Winograd(q).pairs(first, count / 2, from, to);
-      if (count > 0) Winograd(q).template tiles<1, 2>(first, from, to);
     }
   }
 
@@ -172,10 +178,10 @@ class Winograd {
     }
   }
 
-  // Pairs of registers, any number of blocks of channels at a time: as many as kProductBytes hold. The transformed
+  // Groups of B registers, any number of blocks of channels at a time: as many as kProductBytes hold. The transformed
   // inputs of a point stay in the first cache for all of them, and the weights of a point for all registers.
-  void pairs(int64_t first, int count, int64_t from, int64_t to) const {
-    constexpr int B = 2;
+  template <int B>
+  void many(int64_t first, int count, int64_t from, int64_t to) const {
     const int64_t step = count * B * L, pitch = depth_ * step + L;
     const int64_t size = P * kChannelBlock * step;  // of the products of a block
     const int64_t fits = Q::kProductBytes / (size * static_cast<int64_t>(sizeof(float)));

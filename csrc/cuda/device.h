@@ -1,4 +1,4 @@
-// The few things that the kernels ask of the GPU. tests/cuda_on_host/device_on_host.h is the same for the host.
+// The few things that the kernels ask of the GPU. tests/support/cuda_on_host/device_on_host.h is the same for the host.
 #pragma once
 
 #include <cuda_bf16.h>

@@ -1,5 +1,5 @@
 // hrnet_fast._C_cuda: the CUDA kernels as operators, through the LibTorch stable ABI (torch >= 2.11). Their schemas are
-// defined in hrnet_fast/backends/cuda.py, which checks what the kernels rely on.
+// defined in hrnet_fast/ops/backends/cuda.py, which checks what the kernels rely on.
 #include <Python.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -11,6 +11,7 @@
 #include <string>
 #include <vector>
 
+#include "../memory.h"
 #include "launch.h"
 
 // The symbol is in libtorch_cuda; its declaration is for sources compiled with CUDA's headers.
@@ -92,7 +93,7 @@ std::vector<Tensor> exchange_sums(std::vector<Tensor> inputs, std::vector<int64_
                       "exchange: inputs[", input, "] is not [N, C, H, W] of the first one's device, dtype and batch");
       check_dense(x, channels_last, "inputs", input);
       Input& in = q.input[q.count++];
-      in.data = x.const_data_ptr();
+      in.data = read_from(x);
       in.k = checked(x.size(1)), in.h = checked(x.size(2)), in.w = checked(x.size(3));
       checked(x.size(2) * x.size(3));
       STD_TORCH_CHECK(in.h >= 1 && in.w >= 1 && in.h <= q.h && in.w <= q.w, "exchange: inputs[", input,
@@ -104,7 +105,7 @@ std::vector<Tensor> exchange_sums(std::vector<Tensor> inputs, std::vector<int64_
         STD_TORCH_CHECK(w.dim() == 2 && dtype_of(w) == dtype && w.get_device() == first.get_device() &&
                             w.size(0) == q.channels && w.size(1) == in.k && w.is_contiguous(),
                         "exchange: expected a dense weight [", q.channels, ", ", in.k, "] for inputs[", input, "]");
-        in.weight = w.const_data_ptr();
+        in.weight = read_from(w);
       } else {
         STD_TORCH_CHECK(in.k == q.channels, "exchange: inputs[", input, "] has ", in.k, " channels, not ", q.channels);
       }
@@ -115,7 +116,7 @@ std::vector<Tensor> exchange_sums(std::vector<Tensor> inputs, std::vector<int64_
       STD_TORCH_CHECK(b.dim() == 1 && b.size(0) == q.channels && dtype_of(b) == dtype && b.is_contiguous() &&
                           b.get_device() == first.get_device(),
                       "exchange: expected a dense bias of ", q.channels, " elements");
-      q.bias = b.const_data_ptr();
+      q.bias = read_from(b);
     }
     const std::vector<int64_t> shape = {q.n, q.channels, q.h, q.w};
     outputs.push_back(torch::stable::empty(
@@ -145,14 +146,14 @@ std::vector<Tensor> exchange_backward_sums(Tensor grad, std::optional<Tensor> ou
   launch.mode = mode_of(mode, align_corners);
   launch.n = checked(grad.size(0)), launch.channels = checked(grad.size(1));
   launch.h = checked(grad.size(2)), launch.w = checked(grad.size(3));
-  launch.grad = grad.const_data_ptr();
+  launch.grad = read_from(grad);
   if (output) {
     check_dense(*output, channels_last, "output", 0);
     STD_TORCH_CHECK(output->dim() == 4 && output->numel() == grad.numel() && output->size(1) == grad.size(1) &&
                         output->size(2) == grad.size(2) && dtype_of(*output) == dtype &&
                         output->get_device() == grad.get_device(),
                     "exchange_backward: gradient and output must be of one shape, dtype and device");
-    launch.output = output->const_data_ptr();
+    launch.output = read_from(*output);
   }
   std::vector<Tensor> results;
   for (size_t j = 0; 2 * j < sizes.size(); ++j) {

@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from hrnet_fast.pictures.reading import normalize, to_tensor
+from hrnet_fast.apps.pictures.reading import normalize, to_tensor
 
 IGNORE = 255
 PICTURES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from hrnet_fast.pictures.inference import probabilities
-from hrnet_fast.pictures.reading import normalize
+from hrnet_fast.apps.inference import probabilities
+from hrnet_fast.apps.pictures.reading import normalize
 from segmentation_training.data import IGNORE
 
 

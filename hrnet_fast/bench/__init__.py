@@ -1,6 +1,6 @@
 """Measuring: correctness first, then contenders that take turns; what they were measured on; tables and plots.
 
-``hrnet-fast bench`` and the suite in ``benchmarks/`` are both made of these parts.
+``hrnet-fast bench`` ships these parts; the suite in ``benchmarks/`` adds cases, contenders and pages to them.
 """
 
 

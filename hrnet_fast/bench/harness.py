@@ -8,16 +8,19 @@ import functools
 import gc
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from hrnet_fast.bench.memory import keep_freed_memory
+from hrnet_fast.bench.record import Entry, finish
 from hrnet_fast.tolerances import relative_error
 
 MIN_SAMPLE_SECONDS = 1e-3  # a shorter sample measures the clock
-MIN_ROUNDS, MAX_ROUNDS = 5, 300
+ROUNDS = (5, 300)  # at least, at most
+Output = Tensor | Sequence[Tensor]
+Progress = Callable[[str, float], None]  # what is going on, and the share of the work that is done, 0 to 1
 
 
 @functools.cache
@@ -33,171 +36,157 @@ def synchronized_clock() -> float:
     return _torch_timer()()
 
 
+def silent(doing: str, done: float) -> None:
+    """Progress that nobody sees."""
+
+
 @dataclass(frozen=True)
 class Contender:
     """One way to compute a case: ``call()`` returns a tensor, or a list of tensors.
 
-    ``slack``: it is timed up to this many times the case's tolerance. Above the tolerance it does not agree all the same.
+    ``slack``: it is timed up to this many times the tolerance. Above the tolerance it does not agree all the same.
+    ``tolerance``, ``dtype``: its own, where they are not the case's.
     """
 
     name: str
-    call: Callable[[], Tensor | Sequence[Tensor]]
+    call: Callable[[], Output]
     slack: float = 1.0
+    tolerance: float | None = None
+    dtype: str | None = None
 
 
-@dataclass(frozen=True)
-class Prepared:
-    """A case that is ready to be measured."""
-
-    contenders: list[Contender]
-    reference: Tensor | Sequence[Tensor]  # float64
-    tolerance: float
-
-    def contender(self, name: str) -> Contender | None:
-        """The contender of that name."""
-        return next((contender for contender in self.contenders if contender.name == name), None)
-
-
-@dataclass
-class Result:
-    """What became of one contender. ``seconds`` holds one sample per round, none where the output was off."""
-
-    name: str
-    error: float
-    tolerance: float
-    seconds: list[float] = field(default_factory=list)
-    loops: int = 0  # calls per sample
-    failure: str | None = None  # why it did not run at all
-
-    @property
-    def agrees(self) -> bool:
-        """Whether the output is within the tolerance."""
-        return self.failure is None and self.error <= self.tolerance
-
-
-@dataclass(frozen=True)
-class Spread:
-    """Median and the 20th and 80th percentile."""
-
-    median: float
-    p20: float
-    p80: float
-
-
-def spread(samples: Sequence[float]) -> Spread:
-    """Percentiles with linear interpolation between samples."""
-    values = torch.tensor(list(samples), dtype=torch.float64)
-    p20, median, p80 = values.quantile(torch.tensor([0.2, 0.5, 0.8], dtype=torch.float64)).tolist()
-    return Spread(median, p20, p80)
-
-
-def speedup(slow: Result, fast: Result) -> Spread:
-    """How many times as long ``slow`` takes as ``fast``, round by round."""
-    return spread([s / f for s, f in zip(slow.seconds, fast.seconds, strict=True)])
-
-
-def worst_error(output: Tensor | Sequence[Tensor], reference: Tensor | Sequence[Tensor]) -> float:
+def worst_error(output: Output, reference: Output) -> float:
     """The largest relative error among the tensors of an output; infinite where their number differs."""
-    outputs, references = _tensors(output), _tensors(reference)
+    outputs, references = tensors(output), tensors(reference)
     if len(outputs) != len(references):
         return math.inf
     return max(relative_error(out, ref) for out, ref in zip(outputs, references, strict=True))
 
 
-def _tensors(value: Tensor | Sequence[Tensor]) -> list[Tensor]:
+def tensors(value: Output) -> list[Tensor]:
+    """An output as a list."""
     return [value] if isinstance(value, Tensor) else list(value)
 
 
 def compare(
-    case: Prepared,
+    contenders: Sequence[Contender],
+    reference: Output,
+    tolerance: float,
     *,
     budget: float = 10.0,
-    progress: Callable[[str, float], None] | None = None,
-    observe: Callable[[str, Tensor | Sequence[Tensor]], None] | None = None,
+    progress: Progress = silent,
+    observe: Callable[[str, Output], None] | None = None,
     clock: Callable[[], float] = synchronized_clock,
-) -> list[Result]:
+) -> list[Entry]:
     """Checks every contender, then times those that agree (or are within their slack), in turns.
 
     Args:
-        case: the contenders in the order in which they take turns, what they should compute, and the largest relative
-            error with which a contender agrees.
-        budget: seconds to time for; at least MIN_ROUNDS and at most MAX_ROUNDS rounds are made.
+        contenders: in the order in which they take turns.
+        reference: what they should compute, in float64.
+        tolerance: the largest relative error with which a contender agrees.
+        budget: seconds to time for; at least ROUNDS[0] and at most ROUNDS[1] rounds are made.
         progress: called with what is going on and the share of the work that is done, 0 to 1.
         observe: called with the name and the output of every contender that agrees.
         clock: seconds, after all work on the accelerator has ended.
 
     Returns:
-        One result per contender, in the same order.
+        One entry per contender, in the same order.
     """
-    report = progress or (lambda doing, done: None)
-    results = []
     keep_freed_memory()
     with torch.inference_mode():
-        for contender in case.contenders:
-            report(f"checking {contender.name}", 0.0)
-            results.append(_check(contender, case, observe))
-        runs = [(c.call, result) for c, result in zip(case.contenders, results, strict=True)
-                if result.failure is None and result.error <= c.slack * case.tolerance]  # fmt: skip
-        if runs:
-            take_turns(runs, budget, report, clock)
-    return results
+        entries, timers = [], []
+        for contender in contenders:
+            progress(f"checking {contender.name}", 0.0)
+            entries.append(check(contender, reference, tolerance, observe))
+        begin = clock()
+        for contender, entry in zip(contenders, entries, strict=True):
+            if may_be_timed(contender, entry, tolerance):
+                progress(f"warming up {entry.name}", 0.0)
+                timers.append((looped(contender.call, entry, clock), entry))
+        take_turns(timers, budget, progress, clock, begin=begin)
+    return finish(entries)
 
 
-def _check(contender: Contender, case: Prepared, observe: Callable | None) -> Result:
+def check(contender: Contender, reference: Output, tolerance: float, observe: Callable | None = None) -> Entry:
+    """Runs a contender once, and compares what it returns. One that cannot run must not end the others."""
+    entry = Entry(contender.name, dtype=contender.dtype, tolerance=contender.tolerance)
+    output = attempt(entry, contender.call)
+    if entry.failure is None:
+        error = worst_error(output, reference)
+        entry.error = error if math.isfinite(error) else None
+        entry.agrees = error <= (contender.tolerance or tolerance)
+        if observe is not None and entry.agrees:
+            observe(contender.name, output)
+    return entry
+
+
+def attempt(entry: Entry, call: Callable[[], object]):
+    """What a call returns; where it raises, None, and the entry's failure is the first line of the message."""
     try:
-        output = contender.call()
-    except Exception as error:  # a contender that cannot run (torch.compile without a compiler) must not end the others
+        return call()
+    except Exception as error:  # whatever an engine raises, or a compiler that is not there
         lines = str(error).splitlines()
-        failure = f"{type(error).__name__}: {lines[0] if lines else ''}"
-        return Result(contender.name, math.inf, case.tolerance, failure=failure)
-    result = Result(contender.name, worst_error(output, case.reference), case.tolerance)
-    if observe is not None and result.agrees:
-        observe(contender.name, output)
-    return result
+        entry.failure = f"{type(error).__name__}: {lines[0] if lines else ''}"
+        return None
+
+
+def may_be_timed(contender: Contender, entry: Entry, tolerance: float) -> bool:
+    """Whether a checked contender is within its slack."""
+    return entry.error is not None and entry.error <= contender.slack * (contender.tolerance or tolerance)
 
 
 def take_turns(
-    runs: Sequence[tuple[Callable, Result]],
+    timers: Sequence[tuple[Callable[[], float], Entry]],
     budget: float,
-    report: Callable[[str, float], None],
+    progress: Progress = silent,
     clock: Callable[[], float] = synchronized_clock,
+    rounds: tuple[int, int] = ROUNDS,
+    begin: float | None = None,
 ) -> None:
-    """Times callables in turns, into the ``seconds`` of their results. Arguments as in ``compare``."""
-    begin = clock()
-    for call, result in runs:
-        report(f"warming up {result.name}", 0.0)
-        call()
-        result.loops = _loops(call, clock)
+    """Calls timers in turns; what they return are the samples of their entries.
+
+    Args:
+        timers: each returns the seconds of one call.
+        budget: seconds, from ``begin`` (of the clock; by default now).
+        progress: as for ``compare``.
+        clock: as for ``compare``.
+        rounds: at least, at most.
+        begin: when the budget began to be spent.
+    """
+    if not timers:
+        return
     collecting = gc.isenabled()
     gc.disable()
     try:
         first = clock()
-        for done in range(MAX_ROUNDS):
+        begin = first if begin is None else begin
+        for done in range(rounds[1]):
             now = clock()
             # one more round takes about as long as those before did
-            if done >= MIN_ROUNDS and now - begin + (now - first) / done > budget:
+            if done >= rounds[0] and now - begin + (now - first) / done > budget:
                 break
-            report(f"round {done + 1}", min(1.0, max((now - begin) / budget, done / MAX_ROUNDS)))
-            for call, result in runs:
-                result.seconds.append(_sample(call, result.loops, clock))
+            progress(f"round {done + 1}", min(1.0, max((now - begin) / max(budget, 1e-9), done / rounds[1])))
+            for timer, entry in timers:
+                entry.samples.append(timer())
     finally:
         if collecting:
             gc.enable()
-    report("done", 1.0)
+    progress("done", 1.0)
 
 
-def _loops(call: Callable, clock: Callable[[], float]) -> int:
-    """How many calls make a sample of MIN_SAMPLE_SECONDS, found by doubling."""
-    loops = 1
+def looped(call: Callable, entry: Entry, clock: Callable[[], float] = synchronized_clock) -> Callable[[], float]:
+    """A timer of a call, warm, in as many loops as make MIN_SAMPLE_SECONDS; found by doubling."""
+
+    def sample(loops: int) -> float:
+        start = clock()
+        for _ in range(loops):
+            call()
+        return (clock() - start) / loops
+
+    call()
+    entry.loops, most = 1, 1 << 16
     while True:
-        per_call = _sample(call, loops, clock)
-        if per_call * loops >= MIN_SAMPLE_SECONDS or loops >= 1 << 16:
-            return loops
-        loops = min(1 << 16, max(2 * loops, math.ceil(MIN_SAMPLE_SECONDS / max(per_call, 1e-9))))
-
-
-def _sample(call: Callable, loops: int, clock: Callable[[], float]) -> float:
-    start = clock()
-    for _ in range(loops):
-        call()
-    return (clock() - start) / loops
+        per_call = sample(entry.loops)
+        if per_call * entry.loops >= MIN_SAMPLE_SECONDS or entry.loops >= most:
+            return lambda: sample(entry.loops)
+        entry.loops = min(most, max(2 * entry.loops, math.ceil(MIN_SAMPLE_SECONDS / max(per_call, 1e-9))))

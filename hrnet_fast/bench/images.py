@@ -6,12 +6,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hrnet_fast.apps.pictures import BadPicture
+from hrnet_fast.apps.pictures.reading import normalize, read, to_tensor
 from hrnet_fast.bench import BadInput
-from hrnet_fast.pictures import BadPicture
-from hrnet_fast.pictures.reading import normalize, read, to_tensor
 
 SAMPLES = ("china.jpg", "flower.jpg")  # scikit-learn's sample images, real photographs of 427x640 pixels
-SEED = 2  # of variants
+NOISE = "noise"  # in place of a photograph: random pixels, for which nothing has to be installed
+SEED = 2  # of variants, and of noise
 MIN_SIZE = 32  # pixels: the fourth stream has 1/32 of the input's resolution
 
 
@@ -40,12 +41,15 @@ def load(source: str | None = None, size: tuple[int, int] | None = None) -> Tens
     """A photograph as a normalised float32 tensor [1, 3, H, W].
 
     Args:
-        source: an image file, or the name of one of scikit-learn's sample images; by default the first of those.
+        source: an image file, or the name of one of scikit-learn's sample images (by default the first of those), or
+            NOISE, which needs a size.
         size: (height, width) to resize to; by default the image's own.
 
     Raises:
         BadInput: the file cannot be read as an image, is too small, or scikit-learn is needed and missing.
     """
+    if source == NOISE:
+        return torch.randn(1, 3, *size, generator=torch.Generator().manual_seed(SEED))
     pixels = _pixels(source)
     check_size(*(size or pixels.shape[1:]))
     return _resized(normalize(pixels).unsqueeze(0), size)

@@ -1,18 +1,21 @@
 """Peak memory of a forward pass: of torch's tensors (``peak_bytes``), or of a whole process (``resident_peak``).
 
-``peak_bytes`` is the most that live tensors took up beyond those that were there before: without weights and input. On the CPU the figure comes from torch's profiler, which sees every allocation of
-torch's own allocator (tensors and oneDNN's scratch pads), not the scratch that a kernel takes from malloc by itself. On
-a GPU it is the CUDA allocator's own count.
+``peak_bytes`` is the most that live tensors took up beyond those that were there before: without weights and input. On
+the CPU the figure comes from torch's profiler, which sees every allocation of torch's own allocator (tensors and
+oneDNN's scratch pads), not the scratch that a kernel takes from malloc by itself. On a GPU it is the CUDA allocator's
+own count.
 """
 
 import ctypes
 import functools
 import gc
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import torch
@@ -53,8 +56,8 @@ def resident_bytes() -> int | None:
 def resident_peak(call: Callable[[], object]) -> int | None:
     """The most memory that this process has in RAM while ``call`` runs, warm; None where the system does not tell.
 
-    Everything is in it: the interpreter, weights in whatever form an engine keeps them, scratch of any allocator. Memory
-    that was freed before the call is given back first, so that preparing the call does not count.
+    Everything is in it: the interpreter, weights in whatever form an engine keeps them, scratch of any allocator.
+    Memory that was freed before the call is given back first, so that preparing the call does not count.
     """
     with torch.inference_mode():
         call()
@@ -67,6 +70,33 @@ def resident_peak(call: Callable[[], object]) -> int | None:
         except OSError:
             return None
         call()
+    return most_resident_bytes()
+
+
+def alone(function: Callable, *arguments, quiet: bool = True):
+    """What a function of a module returns in a new process, where memory is its own; None where it fails there.
+
+    Args:
+        function: it and its arguments can be pickled.
+        arguments: of the function.
+        quiet: what the process writes to standard error is dropped.
+    """
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, context, _without_errors if quiet else None) as pool:
+        try:
+            return pool.submit(function, *arguments).result()
+        except Exception:  # its own, or that it was killed
+            if not quiet:
+                raise
+            return None
+
+
+def _without_errors() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+
+
+def most_resident_bytes() -> int | None:
+    """The most memory that this process has had in RAM; None where the system does not tell."""
     return _status("VmHWM")
 
 

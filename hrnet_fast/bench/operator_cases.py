@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from hrnet_fast.call import ExchangeCall
+from hrnet_fast.ops.exchange.call import ExchangeCall
 
 MODES = (("nearest", False), ("bilinear", False), ("bilinear", True))
 LAYOUTS = (torch.contiguous_format, torch.channels_last)

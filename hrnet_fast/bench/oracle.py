@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hrnet_fast.call import ExchangeCall
+from hrnet_fast.ops.exchange.call import ExchangeCall
 
 
 def exact(call: ExchangeCall) -> Tensor:  # [N, C_out or C_p, H, W] float64
@@ -33,8 +33,9 @@ def _conv1x1(x: Tensor, weight: Tensor) -> Tensor:
 def _nearest(z: Tensor, call: ExchangeCall) -> Tensor:
     """Nearest picks pixels by an index that torch computes in float32, also for channels_last float64 tensors.
 
-    At some odd sizes (26 -> 46) an index computed in float64 picks other pixels, so the pick is torch's own, in float32.
-    (Contiguous float64 tensors have a third rule in torch, which differs from both at a few sizes, 45 -> 129 among them.)
+    At some odd sizes (26 -> 46) an index computed in float64 picks other pixels, so the pick is torch's own, in
+    float32. (Contiguous float64 tensors have a third rule in torch, which differs from both at a few sizes, 45 -> 129
+    among them.)
     """
     rows, columns = (
         F.interpolate(

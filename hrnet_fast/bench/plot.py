@@ -3,13 +3,14 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from hrnet_fast.bench.report import Case, milliseconds
+from hrnet_fast.bench.record import Record
+from hrnet_fast.bench.report import milliseconds
 
 _COLOURS = {"eager": "#b8b8b8", "eager channels_last": "#8f8f8f", "eager folded": "#6b6b6b",
             "torch.compile": "#4c84b6", "hrnet_fast": "#e89a6c", "hrnet_fast.optimize": "#d9542b"}  # fmt: skip
 
 
-def plot(cases: Sequence[Case], path: str | Path, *, baseline: str, title: str = "", footnote: str = "") -> None:
+def plot(cases: Sequence[Record], path: str | Path, *, baseline: str, title: str = "", footnote: str = "") -> None:
     """Draws one panel per case, bars from the slowest contender to the fastest, and writes the picture to ``path``.
 
     Raises:
@@ -37,7 +38,7 @@ def plot(cases: Sequence[Case], path: str | Path, *, baseline: str, title: str =
     figure.savefig(path, dpi=144, bbox_inches="tight", pad_inches=0.15)
 
 
-def _panel(axes, case: Case, baseline: str) -> None:
+def _panel(axes, case: Record, baseline: str) -> None:
     timed = [entry for entry in case.entries if entry.seconds is not None]
     longest = max(entry.seconds.p80 for entry in timed) * 1e3
     for row, entry in enumerate(timed):

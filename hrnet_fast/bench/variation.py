@@ -12,8 +12,8 @@ LEAST_VARIATION = 0.05
 def variation(outputs: Tensor | Sequence[Tensor]) -> float | None:
     """The share of an output, 0 to 1, that is not constant over images and pixels; of several outputs the least.
 
-    It is ``||y - mean(y)|| / ||y||`` with the mean of each channel: a coefficient of variation that is defined for channels
-    of mean zero, too. An output of zeros has 0.
+    It is ``||y - mean(y)|| / ||y||`` with the mean of each channel: a coefficient of variation that is defined for
+    channels of mean zero, too. An output of zeros has 0.
 
     Args:
         outputs: [N, C, H, W] or [N, C], or several of these.

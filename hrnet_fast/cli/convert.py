@@ -8,9 +8,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from hrnet_fast.bench import BadInput, report
-from hrnet_fast.call import MODES
-from hrnet_fast.models import Conversion, convert_checkpoint
-from hrnet_fast.models.reading import listed
+from hrnet_fast.checkpoints.convert import Conversion, convert_checkpoint
+from hrnet_fast.checkpoints.reading import listed
+from hrnet_fast.ops.exchange.call import MODES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -11,14 +11,13 @@ from torch import nn
 
 from hrnet_fast import Calibration, calibrate, create_model, load_checkpoint
 from hrnet_fast import export as exporting
+from hrnet_fast.apps.pictures import files
 from hrnet_fast.bench import BadInput, images, report, timm_models
 from hrnet_fast.export import check, onnx_file, preferences, triton_server
 from hrnet_fast.files import AlreadyThere, check_free
-from hrnet_fast.models import configs, randomize
-from hrnet_fast.pictures import files
+from hrnet_fast.models import TASKS, configs, randomize
 
 _PICTURES = 64  # that a calibration looks at
-TASKS = ("segmentation", "segmentation_ocr", "classification", "pose", "detection", "features")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -6,11 +6,10 @@ import os
 import torch
 from rich.table import Table
 
-from hrnet_fast import backends, library
 from hrnet_fast.bench import machine, report
+from hrnet_fast.ops import backends, library
 
 CAPABILITY_VARIABLE = "HRNET_FAST_CPU_CAPABILITY"
-CAPABILITIES = ("portable", "avx2", "avx512", "avx512_bf16", "amx")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,9 +38,8 @@ def run(arguments: argparse.Namespace) -> int:
     if forced:
         console.print(f'HRNET_FAST_BACKEND={forced} stands in for "auto"')
     if facts["cpu"]["kernel"]:
-        console.print(
-            f"{CAPABILITY_VARIABLE}={'|'.join(CAPABILITIES)} makes the CPU kernel use another instruction set"
-        )
+        known = "|".join(torch.ops.hrnet_fast.cpu_capabilities().split())
+        console.print(f"{CAPABILITY_VARIABLE}={known} makes the CPU kernels use another instruction set")
     return 0
 
 

@@ -11,10 +11,11 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from hrnet_fast.apps import networks, pipeline
+from hrnet_fast.apps.pictures import files, need_pillow
 from hrnet_fast.bench import BadInput, report
 from hrnet_fast.cli.common import DTYPES, check_checkpoint, check_least, find_device
 from hrnet_fast.models import configs
-from hrnet_fast.pictures import files, networks, pipeline
 
 
 def add_arguments(parser: argparse.ArgumentParser, *, model: str, out: str) -> None:
@@ -38,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, model: str, out: str) -> N
 def prepare(
     arguments: argparse.Namespace, task: str, num_classes: int | None, align_corners: bool | None
 ) -> tuple[list[files.Found], networks.Network]:
-    """The pictures that were named, and the network; BadInput where there are none, or it cannot be made."""
+    """The pictures that were named, and the network; BadInput if there are none, it cannot be made, or Pillow is missing."""
     check_least(arguments, "threads")
     check_checkpoint(arguments.checkpoint)
     device = find_device(arguments.device)
@@ -46,6 +47,7 @@ def prepare(
     if out.exists() and not out.is_dir():
         raise BadInput(f"out {out}: is there already, and no folder")
     try:
+        need_pillow()
         name, _ = configs.find(arguments.model)
         found = files.find(arguments.pictures, leave_out=out)
     except (ValueError, ImportError) as error:

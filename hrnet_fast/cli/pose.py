@@ -5,14 +5,15 @@ import json
 import math
 from pathlib import Path
 
+from hrnet_fast.apps import boxes
+from hrnet_fast.apps.pictures import BadPicture, files, reading
+from hrnet_fast.apps.pictures.overlay import png
+from hrnet_fast.apps.pose import KEY_POINTS, SIZES, VISIBLE, PoseEstimator, person_score
+from hrnet_fast.apps.skeleton import draw
 from hrnet_fast.bench import BadInput
 from hrnet_fast.cli import pictures
 from hrnet_fast.cli.common import check_least
 from hrnet_fast.files import save as save_files
-from hrnet_fast.pictures import BadPicture, boxes, files, reading
-from hrnet_fast.pictures.overlay import png
-from hrnet_fast.pictures.pose import KEY_POINTS, SIZES, VISIBLE, PoseEstimator, person_score
-from hrnet_fast.pictures.skeleton import draw
 
 _SIZES = {f"{height}x{width}": (height, width) for height, width in SIZES}
 

@@ -4,14 +4,14 @@ import argparse
 import math
 from pathlib import Path
 
+from hrnet_fast.apps.pictures import files, reading
+from hrnet_fast.apps.pictures.overlay import class_image, overlay, png
+from hrnet_fast.apps.pictures.palette import palette
+from hrnet_fast.apps.segment import Segmenter
 from hrnet_fast.bench import BadInput, images
 from hrnet_fast.cli import pictures
 from hrnet_fast.cli.common import check_least
 from hrnet_fast.files import save as save_files
-from hrnet_fast.pictures import files, reading
-from hrnet_fast.pictures.overlay import class_image, overlay, png
-from hrnet_fast.pictures.palette import palette
-from hrnet_fast.pictures.segmentation import Segmenter
 
 TASKS = ("segmentation", "segmentation_ocr")
 MAX_CLASSES = 1 << 15  # a 16-bit picture's, by a wide margin

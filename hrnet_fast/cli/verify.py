@@ -12,12 +12,13 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from hrnet_fast import backends, create_model
+from hrnet_fast import create_model
 from hrnet_fast.bench import oracle, report
 from hrnet_fast.bench.harness import worst_error
 from hrnet_fast.bench.operator_cases import MODES, SHAPES, calls
 from hrnet_fast.bench.variation import LEAST_VARIATION, variation
 from hrnet_fast.models import TASKS, official_interpolation, randomize
+from hrnet_fast.ops import backends
 from hrnet_fast.runtime import optimize
 from hrnet_fast.tolerances import MODEL, OPERATOR, relative_error
 

@@ -6,36 +6,29 @@ from typing import NamedTuple
 
 from torch import nn
 
-from hrnet_fast.call import MODES
+from hrnet_fast.checkpoints.header import Header, read_header
+from hrnet_fast.checkpoints.load import load_checkpoint
 from hrnet_fast.models import configs
 from hrnet_fast.models import initialize as init
-from hrnet_fast.models.checkpoint import LoadReport, load_checkpoint
 from hrnet_fast.models.classification import ClassificationHRNet
 from hrnet_fast.models.configs import list_models
-from hrnet_fast.models.convert import Conversion, convert_checkpoint
 from hrnet_fast.models.detection import DetectionHRNet
 from hrnet_fast.models.flops import MultiplyAdds, multiply_adds
-from hrnet_fast.models.header import Header, read_header
 from hrnet_fast.models.hrnet import HRNet
 from hrnet_fast.models.initialize import randomize
 from hrnet_fast.models.ocr import OCRHRNet
 from hrnet_fast.models.pose import PoseHRNet
 from hrnet_fast.models.segmentation import DenseHRNet, SegmentationHRNet
+from hrnet_fast.ops.exchange.call import MODES
 
 __all__ = [
     "TASKS",
-    "Conversion",
-    "Header",
-    "LoadReport",
     "MultiplyAdds",
-    "convert_checkpoint",
     "create_model",
     "list_models",
-    "load_checkpoint",
     "multiply_adds",
     "official_interpolation",
     "randomize",
-    "read_header",
 ]
 
 
@@ -70,7 +63,7 @@ def create_model(
     align_corners: bool | None = None,
     full_resolution: bool = True,
     fast: bool = True,
-    checkpoint: str | PathLike | None = None,
+    checkpoint: str | PathLike[str] | None = None,
 ) -> nn.Module:
     """An HRNet, initialized as in the official code of its task, or with the weights of a checkpoint.
 

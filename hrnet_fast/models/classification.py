@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hrnet_fast.models.configs import Config
 from hrnet_fast.models.hrnet import HRNet
-from hrnet_fast.modules.blocks import EXPANSION
+from hrnet_fast.nn.residual_blocks import EXPANSION
 
 BOTTLENECKS = (32, 64, 128, 256)  # of the head, before their expansion by 4
 FEATURES = 2048

@@ -5,8 +5,8 @@ from torch import Tensor
 
 from hrnet_fast.models.configs import Config
 from hrnet_fast.models.hrnet import HRNet
-from hrnet_fast.modules import HRFPN, PlainHRFPN
-from hrnet_fast.standard import traced
+from hrnet_fast.nn import HRFPN, PlainHRFPN
+from hrnet_fast.ops.transforms import traced
 
 LEVELS = 5
 

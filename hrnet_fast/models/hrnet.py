@@ -6,22 +6,25 @@ import torch
 from torch import Tensor, nn
 
 from hrnet_fast.models.configs import Config
-from hrnet_fast.modules import ExchangeUnit, PlainExchangeUnit, blocks
-from hrnet_fast.modules.blocks import EXPANSION
-from hrnet_fast.standard import standard_operators_wanted, traced
+from hrnet_fast.nn import ExchangeUnit, PlainExchangeUnit, residual_blocks
+from hrnet_fast.nn.plain_mode import standard_operators_wanted
+from hrnet_fast.nn.residual_blocks import EXPANSION
+from hrnet_fast.ops.transforms import traced
 
 
 class Parts(NamedTuple):
     """What a network is built from, plain or fast."""
 
-    basic_block: type[blocks.BasicBlock]
-    bottleneck: type[blocks.Bottleneck]
-    convolution: type[blocks.ConvNormReLU]
+    basic_block: type[residual_blocks.BasicBlock]
+    bottleneck: type[residual_blocks.Bottleneck]
+    convolution: type[residual_blocks.ConvNormReLU]
     exchange_unit: type[PlainExchangeUnit]
 
 
-PLAIN = Parts(blocks.BasicBlock, blocks.Bottleneck, blocks.ConvNormReLU, PlainExchangeUnit)
-FAST = Parts(blocks.FoldedBasicBlock, blocks.FoldedBottleneck, blocks.FoldedConvNormReLU, ExchangeUnit)
+PLAIN = Parts(residual_blocks.BasicBlock, residual_blocks.Bottleneck, residual_blocks.ConvNormReLU, PlainExchangeUnit)
+FAST = Parts(
+    residual_blocks.FoldedBasicBlock, residual_blocks.FoldedBottleneck, residual_blocks.FoldedConvNormReLU, ExchangeUnit
+)
 
 
 class HighResolutionModule(nn.Module):
@@ -81,7 +84,7 @@ class HRNet(nn.Module):
         self.conv2 = nn.Conv2d(64, 64, 3, stride=2, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(64, momentum=momentum)
         self.relu = nn.ReLU()
-        self._folded_stem = blocks.FoldedStem() if fast else None
+        self._folded_stem = residual_blocks.FoldedStem() if fast else None
 
         wide = config.stem * EXPANSION
         inputs = [64] + [wide] * (config.bottlenecks - 1)
@@ -161,7 +164,7 @@ class HRNet(nn.Module):
 
 
 def _transition(
-    previous: list[int], channels: list[int], momentum: float, convolution: type[blocks.ConvNormReLU]
+    previous: list[int], channels: list[int], momentum: float, convolution: type[residual_blocks.ConvNormReLU]
 ) -> nn.ModuleList:
     """From the streams of one stage to those of the next: as they are, or new channels, or a new stream."""
     geometry = {"kernel_size": 3, "padding": 1, "bias": False}

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from hrnet_fast.modules.blocks import BasicBlock, Bottleneck
+from hrnet_fast.nn.residual_blocks import BasicBlock, Bottleneck
 
 
 def initialize_segmentation(model: nn.Module) -> None:
@@ -45,12 +45,18 @@ def _convolutions(model: nn.Module) -> list[nn.Conv2d]:
     return [m for m in model.modules() if isinstance(m, nn.Conv2d)]
 
 
-def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
+def randomize(model: nn.Module, seed: int = 0, example: object = None) -> nn.Module:
     """Random weights and BatchNorm statistics with which activations are of order 1 everywhere; returns ``model``.
 
     For verification and benchmarks: after the official initialization the outputs are almost constant (segmentation, OCR)
-    or almost zero (pose), so that errors would not show. Convolutions and linear layers are Kaiming normal, BatchNorm's affine parameters random, and its running
-    statistics those of a small random image. The same seed gives the same parameters whatever the state of PyTorch's own generators.
+    or almost zero (pose), so that errors would not show. Convolutions and linear layers are Kaiming normal, BatchNorm's
+    affine parameters random, and its running statistics those of an example. The same seed gives the same parameters
+    whatever the state of PyTorch's own generators.
+
+    Args:
+        model: any module.
+        seed: of the random numbers.
+        example: the input of its forward that the statistics are taken from; by default a small random image.
     """
     generator = torch.Generator().manual_seed(seed)
 
@@ -76,12 +82,13 @@ def randomize(model: nn.Module, seed: int = 0) -> nn.Module:
             fill(norm.bias, 0.5, 0.2)
             norm.reset_running_stats()  # whatever is there now would be multiplied by 0, and a NaN stays one
             norm.momentum = 1.0  # the statistics of one image, at once
-        weight = layers[0].weight
-        image = torch.randn(2, weight.shape[1], 64, 64, generator=generator).to(weight.device, weight.dtype)
+        if example is None:
+            weight = layers[0].weight
+            example = torch.randn(2, weight.shape[1], 64, 64, generator=generator).to(weight.device, weight.dtype)
         model.eval()  # dropout would draw from PyTorch's own generator
         for norm in norms:
             norm.train()
-        model(image)
+        model(example)
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     for module, mode in training.items():

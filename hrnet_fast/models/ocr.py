@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from hrnet_fast.models.configs import Config
 from hrnet_fast.models.segmentation import DenseHRNet
-from hrnet_fast.modules import PlainSegmentationHead, SegmentationHead
+from hrnet_fast.nn import PlainSegmentationHead, SegmentationHead
 
 # MODEL.OCR of the official configurations
 PIXEL_CHANNELS = 512  # MID_CHANNELS

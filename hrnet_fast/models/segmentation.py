@@ -4,11 +4,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hrnet_fast.exchange import exchange
 from hrnet_fast.models.configs import Config
 from hrnet_fast.models.hrnet import HRNet
-from hrnet_fast.modules import PlainSegmentationHead, SegmentationHead
-from hrnet_fast.standard import standard_operators_wanted
+from hrnet_fast.nn import PlainSegmentationHead, SegmentationHead
+from hrnet_fast.nn.plain_mode import standard_operators_wanted
+from hrnet_fast.ops.exchange.api import exchange
 
 
 class DenseHRNet(HRNet):

@@ -27,7 +27,7 @@ from hrnet_fast.network.fake_results import fake, result_of
 from hrnet_fast.network.nodes import Constant, Constants, Graph, Node, Refused, Value, same
 from hrnet_fast.network.trees import flatten, flatten_arguments
 from hrnet_fast.network.untouched import untouched
-from hrnet_fast.standard import standard_operators
+from hrnet_fast.nn.plain_mode import standard_operators
 
 aten = torch.ops.aten
 _NORMS = (aten.native_batch_norm.default, aten.cudnn_batch_norm.default, aten.miopen_batch_norm.default)

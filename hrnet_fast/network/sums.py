@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hrnet_fast.folding import fold
 from hrnet_fast.network.nodes import Constant, Node, Value
+from hrnet_fast.nn.folds import fold
 
 MAX_UPS = 7  # of a sum: the operator takes eight inputs, one of them what is not upsampled
 

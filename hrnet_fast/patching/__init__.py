@@ -6,9 +6,9 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from hrnet_fast.patching.adapters import ADAPTERS
+from hrnet_fast.patching.class_swap import Adapter, Patched, apply, restore
+from hrnet_fast.patching.families import ADAPTERS
 from hrnet_fast.patching.report import PatchReport, Row
-from hrnet_fast.patching.swap import Adapter, Patched, apply, restore
 
 __all__ = ["PatchReport", "Row", "patch", "unpatch"]
 
@@ -25,8 +25,8 @@ def patch(model: nn.Module) -> PatchReport:
 
     In evaluation BatchNorm is folded, and folded again when a weight changes (see hrnet_fast.refold for the exceptions).
     The original forward runs where the sizes of the streams are not those of an HRNet, where anything inside was changed
-    since (hooks, classes, settings, children, a forward of an instance's own), while there are hooks on every module, and
-    under torch.jit and ONNX export.
+    since (hooks, classes, settings, children, methods of an instance's own or of a class), while there are hooks on every
+    module, and under torch.jit and ONNX export. What replaces functions of torch.nn.functional has no effect on what is fast.
 
     Args:
         model: a network, or one of the modules named above. Patching it again does no harm.

@@ -5,9 +5,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hrnet_fast.folding import FoldCache, why_not_foldable
-from hrnet_fast.modules.blocks import Pair, current_chain
-from hrnet_fast.structure import altered
+from hrnet_fast.nn.folds import FoldCache, why_not_foldable
+from hrnet_fast.nn.module_fingerprint import altered
+from hrnet_fast.nn.residual_blocks import Pair, current_chain
 
 
 def is_block(module: nn.Module) -> bool:

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from hrnet_fast.folding import FoldCache, why_not_fold, why_not_foldable
-from hrnet_fast.modules.heads import exchange_concat, exchange_head, fold_concat_head, is_conv1x1
-from hrnet_fast.modules.hrfpn import reduce_streams
-from hrnet_fast.structure import altered
+from hrnet_fast.nn.folds import FoldCache, why_not_fold, why_not_foldable
+from hrnet_fast.nn.hrfpn import reduce_streams
+from hrnet_fast.nn.module_fingerprint import altered
+from hrnet_fast.nn.segmentation_head import exchange_concat, exchange_head, fold_concat_head, is_conv1x1
 
 _NETWORK = {"conv1", "bn1", "conv2", "bn2", "relu", "layer1", *(f"transition{k}" for k in (1, 2, 3)),
             *(f"stage{k}" for k in (2, 3, 4))}  # fmt: skip

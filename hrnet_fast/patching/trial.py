@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hrnet_fast.folding import FoldCache
+from hrnet_fast.nn.folds import FoldCache
 from hrnet_fast.tolerances import relative_error
 
 # In float32 on small inputs: more than rounding makes, on GPUs with TF32 as well, and far less than another formula.

@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from hrnet_fast.checkpoints import reading
 from hrnet_fast.files import whole_file
 from hrnet_fast.network.names import names
 from hrnet_fast.network.nodes import Constants
@@ -121,8 +122,6 @@ class Calibration:
             ValueError: it is something else, of a newer version, or damaged.
             ImportError: without the package safetensors.
         """
-        from hrnet_fast.models import reading  # all models come with it, which optimize does not need
-
         if not fspath(path).endswith(_SUFFIX):
             raise ValueError(f"path: expected a name that ends in {_SUFFIX}, got {fspath(path)!r}")
         means, metadata = reading.read(path)

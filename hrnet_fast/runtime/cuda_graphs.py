@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from hrnet_fast.ops.transforms import batched, transformed
 from hrnet_fast.runtime.cuda_streams import CUDA
 
 WARM_UP = 3  # runs before a capture: they fold, compile, and let cuDNN choose, none of which can be recorded
@@ -39,7 +40,8 @@ class GraphedModule:
     **Outputs** are new tensors that belong to the caller. With ``clone_outputs=False`` they are the graph's own, which
     the next call with the same kind of inputs overwrites: two copies less, for callers who are done by then.
 
-    **Gradients** are not recorded: results are those under ``torch.no_grad()``.
+    **Gradients** are not recorded: results are those under ``torch.no_grad()``. Forward-mode derivatives and vmap run the
+    module as it is.
 
     **Parameters** are read where they lay when a graph was recorded. In-place changes of what the graph reads take
     effect; anything that puts them elsewhere (``.to()``, ``.half()``, a new Parameter) or that was computed from them
@@ -147,6 +149,8 @@ class GraphedModule:
             return "there is no tensor among the arguments"
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return "the call is being compiled or traced"
+        if transformed() or batched():
+            return "forward-mode differentiation or vmap is under way"
         for x in tensors:
             if type(x) not in (Tensor, nn.Parameter):
                 return f"an argument is a {type(x).__name__}"

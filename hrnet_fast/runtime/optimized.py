@@ -9,12 +9,12 @@ import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from hrnet_fast.autograd import transformed
+from hrnet_fast.ops.transforms import transformed
 from hrnet_fast.runtime.arguments import Arguments, Expected
 from hrnet_fast.runtime.calibration import Calibration, calibrate
 from hrnet_fast.runtime.changes import Fingerprint
@@ -43,7 +43,7 @@ def optimize(
     max_shapes: int = 8,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
-    calibration: Calibration | Tensor | Iterable | None = None,
+    calibration: Calibration | Tensor | Iterable[Any] | None = None,
     ranges: str = "mse",
     keep: str | Sequence[str] = (),
 ) -> "OptimizedModel":
@@ -164,6 +164,9 @@ class OptimizedModel(nn.Module):
         preparations: what it took to be ready for each shape (``Preparation``).
         calibration: in int8, what the convolutions multiply (``Calibration``), which can be saved; else None.
     """
+
+    if TYPE_CHECKING:
+        __getattr__: None  # type: ignore[assignment]  # with nn.Module's, type checkers take any attribute for a tensor
 
     def __init__(self, model: nn.Module, args: tuple, kwargs: dict, settings: dict[str, Any]):
         super().__init__()

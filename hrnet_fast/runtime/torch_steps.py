@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hrnet_fast.call import MAX_INPUTS
-from hrnet_fast.convolution import FoldedConv
-from hrnet_fast.exchange import exchange
 from hrnet_fast.network.nodes import Constant, Graph, Value
 from hrnet_fast.network.sums import Call, Step, Sum, Weight
+from hrnet_fast.nn.prepared_conv import PreparedConv
+from hrnet_fast.ops.exchange.api import exchange
+from hrnet_fast.ops.exchange.call import MAX_INPUTS
 from hrnet_fast.runtime.cuda_streams import Branches
 from hrnet_fast.runtime.normalization import Normalization
 
@@ -51,13 +51,13 @@ class TorchSteps:
         """A network for inputs of the shapes that it was recorded with; ``streams``: on the branches, if there are any."""
         return TorchPlan(self, graph, steps, self.branches if streams else None)
 
-    def convolution(self, weight: Weight, stride: int, relu: bool) -> FoldedConv:
+    def convolution(self, weight: Weight, stride: int, relu: bool) -> PreparedConv:
         """A convolution with its norms, one for all shapes."""
 
-        def make() -> FoldedConv:
+        def make() -> PreparedConv:
             kernel = self._as_computed(weight.kernel(self._wide())).contiguous(memory_format=self.memory_format)
             padding = kernel.shape[2] // 2
-            return FoldedConv(kernel, self._as_computed(weight.shift(self._wide())), (stride, stride), (padding, padding),
+            return PreparedConv(kernel, self._as_computed(weight.shift(self._wide())), (stride, stride), (padding, padding),
                               relu_from=0 if relu else None)  # fmt: skip
 
         return self._one(("convolution", weight, stride, relu), make)
@@ -86,7 +86,7 @@ class TorchSteps:
 
     def memory(self) -> tuple[int, int]:
         """Bytes of an arena (torch's allocator has it) and of folded weights."""
-        tensors = [v.weight if isinstance(v, FoldedConv) else v for v in list(self._known.values())]
+        tensors = [v.weight if isinstance(v, PreparedConv) else v for v in list(self._known.values())]
         return 0, sum(t.numel() * t.element_size() for t in tensors)
 
     def _wide(self) -> torch.dtype:

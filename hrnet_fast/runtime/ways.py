@@ -20,6 +20,7 @@ from hrnet_fast.network.record import record
 from hrnet_fast.network.sums import Call, Step, Weight, exchanges
 from hrnet_fast.network.trees import flatten
 from hrnet_fast.network.untouched import restored
+from hrnet_fast.nn.plain_mode import standard_operators
 from hrnet_fast.runtime import trial
 from hrnet_fast.runtime.arguments import Arguments
 from hrnet_fast.runtime.cpu import planned
@@ -28,7 +29,6 @@ from hrnet_fast.runtime.cuda_streams import Branches
 from hrnet_fast.runtime.gpu import grouped
 from hrnet_fast.runtime.torch_steps import TorchPlan, TorchSteps
 from hrnet_fast.runtime.watch import Recording
-from hrnet_fast.standard import standard_operators
 
 _LOG = logging.getLogger("hrnet_fast")
 LAYOUTS = {"auto": None, torch.contiguous_format: False, torch.channels_last: True}

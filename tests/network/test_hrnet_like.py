@@ -4,12 +4,12 @@ import copy
 
 import pytest
 import torch
-from hrnet_like import HEADS, STYLES, Network, build
-from judge import INTERNAL, called, leaves, leaves_differ, optimized
-from snapshot import differences, snapshot, strangers
 
 from hrnet_fast.runtime import ways
 from hrnet_fast.tolerances import MODEL, relative_error
+from support.hrnet_like import HEADS, STYLES, Network, build
+from support.judge import INTERNAL, called, leaves, leaves_differ, optimized
+from support.snapshot import differences, snapshot, strangers
 
 # not 22 and 26: attention over large logits, of which PyTorch's own half precision is at the edge of the tolerance
 NETWORKS = [seed for seed in range(62) if seed not in (22, 26)]

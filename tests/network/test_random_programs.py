@@ -5,9 +5,10 @@ import copy
 
 import pytest
 import torch
-from judge import INTERNAL, called, judge, leaves, leaves_differ, told
-from random_programs import STEPS, arguments, build, kinds, surroundings
-from snapshot import differences, snapshot, strangers
+
+from support.judge import INTERNAL, called, judge, leaves, leaves_differ, told
+from support.random_programs import STEPS, Program, arguments, build, kinds, state, surroundings
+from support.snapshot import differences, snapshot, strangers
 
 PROGRAMS, CHUNK = 600, 25
 SIZES = ((2, 32, 48), (1, 33, 47), (3, 40, 31))  # batch, height, width
@@ -98,22 +99,20 @@ class TestSnapshot:
         assert any(said in sentence for sentence in self.changes(change))
 
     def test_changes_of_classes_globals_hooks_and_closures_are_seen(self):
-        import random_programs
-
         seen = []
         program = build(3)
         program.last.register_forward_hook(lambda module, args, output: seen.append(output))
         before = snapshot(program)
         with surroundings(program):
-            random_programs.GLOBAL_CACHE[1] = torch.ones(1)
-            random_programs.GLOBAL_CALLS[0] += 1
-            random_programs.Cached.table["key"] = torch.ones(1)
-            random_programs.Program.mark = 1
+            state.GLOBAL_CACHE[1] = torch.ones(1)
+            state.GLOBAL_CALLS[0] += 1
+            state.Cached.table["key"] = torch.ones(1)
+            Program.mark = 1
             seen.append(1)
             handle = torch.nn.modules.module.register_module_forward_hook(lambda *args: None)
             found = "\n".join(differences(before, snapshot(program)))
             handle.remove()
-            del random_programs.Program.mark
+            del Program.mark
         for said in ("GLOBAL_CACHE", "GLOBAL_CALLS", "Program.mark", "'s seen", "torch's _global_forward_hooks"):
             assert said in found
 

@@ -3,13 +3,13 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from snapshot import differences, snapshot, strangers
 from torch import nn
 
 from hrnet_fast.network.nodes import Constants, Refused, needed
 from hrnet_fast.network.passes import steps_of
 from hrnet_fast.network.record import record
 from hrnet_fast.network.sums import Call, Sum
+from support.snapshot import differences, snapshot, strangers
 
 IMAGE = torch.empty(2, 3, 16, 24)
 

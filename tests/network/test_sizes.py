@@ -2,11 +2,8 @@
 
 import collections
 
-import hrnet_like
 import pytest
 import torch
-from judge import INTERNAL, called, leaves_differ
-from random_programs import arguments, build, surroundings
 from torch import nn
 from torch.nn import functional as F
 
@@ -16,6 +13,9 @@ from hrnet_fast.network.passes import all_streams, no_streams, steps_of
 from hrnet_fast.network.record import record
 from hrnet_fast.network.sizes import Sizes
 from hrnet_fast.network.trees import flatten
+from support import hrnet_like
+from support.judge import INTERNAL, called, leaves_differ
+from support.random_programs import arguments, build, surroundings
 
 RECORDED = ((2, 44, 61), (3, 75, 53), (5, 64, 96), (4, 19, 28))  # batch, height, width
 # sides of two digits like most of those, for a program that counts digits

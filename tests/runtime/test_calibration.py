@@ -6,8 +6,6 @@ import sys
 
 import pytest
 import torch
-from engine_cases import network
-from model_cases import SMALL, image
 from torch import nn
 from torch.nn import functional as F
 
@@ -23,6 +21,8 @@ from hrnet_fast.runtime.calibration import Activation, Calibration, calibrate
 from hrnet_fast.runtime.normalization import Normalization
 from hrnet_fast.runtime.torch_steps import TorchSteps
 from hrnet_fast.runtime.watch import Recording
+from support.engine_cases import network
+from support.model_cases import SMALL, image
 
 
 def recorder(model, normalization=None, seen=None):

@@ -4,7 +4,6 @@ import time
 
 import pytest
 import torch
-from fake_cuda import FakeBackend
 from torch import nn
 
 import hrnet_fast as hf
@@ -17,6 +16,7 @@ from hrnet_fast.runtime.cuda_graphs import GraphedModule
 from hrnet_fast.runtime.cuda_streams import Branches
 from hrnet_fast.runtime.gpu.lower import MAX_TASKS, lower
 from hrnet_fast.runtime.ways import Ways
+from support.fake_cuda import FakeBackend
 
 # of a whole network: the longest way through it; the input takes two, its padding and its copy
 LAUNCHES = {"segmentation": 104, "classification": 114, "pose": 102}

@@ -13,8 +13,8 @@ from hrnet_fast.runtime import ways
 from hrnet_fast.runtime.cpu.operations import Convolution, Exchange
 from hrnet_fast.tolerances import relative_error
 
-HAS_BYTES = hf.library.extension_error is None and torch.ops.hrnet_fast.has_bytes()
-LEVELS = [] if hf.library.extension_error else torch.ops.hrnet_fast.cpu_capabilities().split()
+HAS_BYTES = hf.ops.library.extension_error is None and torch.ops.hrnet_fast.has_bytes()
+LEVELS = [] if hf.ops.library.extension_error else torch.ops.hrnet_fast.cpu_capabilities().split()
 pytestmark = pytest.mark.skipif(not HAS_BYTES, reason="int8 needs the compiled part, and AVX2")
 INT8 = torch.int8
 

@@ -5,12 +5,12 @@ import weakref
 
 import pytest
 import torch
-from engine_cases import errors, network, plannable
-from model_cases import image
 from torch import nn
 
 import hrnet_fast as hf
 from hrnet_fast.runtime.cpu.packed_weights import Packed
+from support.engine_cases import errors, network, plannable
+from support.model_cases import image
 
 
 @plannable

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from hrnet_fast.folding import rounded
 from hrnet_fast.network.integers import Factor, in_bytes
 from hrnet_fast.network.sums import Weight
+from hrnet_fast.nn.folds import rounded
 from hrnet_fast.runtime.cpu.operations import DIRECT, PAIRS, Convolution, Exchange
 
 _LARGEST, _ALIGNMENT = 4 << 20, 64  # bytes

@@ -6,16 +6,16 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from hrnet_fast import library
 from hrnet_fast.network.integers import Factor
 from hrnet_fast.network.nodes import Graph, Refused
 from hrnet_fast.network.sums import Step, Weight
+from hrnet_fast.ops import library
 from hrnet_fast.runtime.cpu import tiled_steps
+from hrnet_fast.runtime.cpu.encode import DTYPES, Program
 from hrnet_fast.runtime.cpu.packed_weights import PackedWeights
 from hrnet_fast.runtime.cpu.profile import Profile
-from hrnet_fast.runtime.cpu.program import DTYPES, Program
 from hrnet_fast.runtime.cpu.steps import lower
-from hrnet_fast.runtime.cpu.tiled_program import TiledProgram
+from hrnet_fast.runtime.cpu.tiled_encode import TiledProgram
 from hrnet_fast.runtime.normalization import Normalization
 
 
@@ -40,7 +40,7 @@ def is_in_doubt(dtype: torch.dtype) -> bool:
 
 
 def has_tiles() -> bool:
-    """Whether networks in bfloat16 are computed by products of tiles."""
+    """Whether networks in bfloat16 are computed by products of tiles: AMX, or on ARM instructions for small matrices."""
     return torch.ops.hrnet_fast.has_tiles()
 
 
@@ -51,7 +51,7 @@ def has_pairs() -> bool:
 
 def why_not_bytes() -> str | None:
     """Why convolutions cannot multiply bytes on this CPU; None where they can."""
-    return None if torch.ops.hrnet_fast.has_bytes() else "int8 needs a CPU with AVX2, AVX-VNNI, AVX512-VNNI or AMX"
+    return None if torch.ops.hrnet_fast.has_bytes() else "int8 needs AVX2, AVX-VNNI, AVX512-VNNI, AMX or NEON"
 
 
 class Planned:

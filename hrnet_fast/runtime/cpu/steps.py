@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from hrnet_fast.call import MAX_INPUTS
 from hrnet_fast.network.nodes import Graph, Refused, Value
 from hrnet_fast.network.sums import Call, Conv, Step, Sum, Up, Weight
+from hrnet_fast.ops.exchange.call import MAX_INPUTS
 from hrnet_fast.runtime.cpu.arrange import add_in_place, by_level, join, normalize, parts, widen
 from hrnet_fast.runtime.cpu.operations import (
     DIRECT,

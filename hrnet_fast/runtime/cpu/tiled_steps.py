@@ -49,7 +49,10 @@ class _TiledLowering(Lowering):
 
     def run(self, steps: list[Step], normalization: Normalization | None) -> Lowered:
         inputs, outputs, results = self._visit(steps)
-        left = None if normalization is None or self._normalize(inputs, outputs, normalization) else normalization
+        alone = [buffer for buffer in inputs if self._only_reordered(buffer, outputs)]
+        for buffer in alone:  # images come in float32 most often: one pass less over them
+            buffer.wide = True
+        left = None if normalization is None or self._normalize(alone, inputs, normalization) else normalization
         made = [part for level in by_level(self._operations) for part in parts(level)]
         if self._factors is None:
             _widen(self._operations)
@@ -111,14 +114,21 @@ class _TiledLowering(Lowering):
             Convolution(output, [self._image(conv.value) for conv in group], [[conv.weight for conv in group]], kernel,
                         stride, residual, 0 if relu else output.channels, TILES))  # fmt: skip
 
-    def _normalize(self, inputs: list[Buffer], outputs: dict, normalization: Normalization) -> bool:
-        """Lets the image be normalized on its way into tiles; False where something else reads it."""
-        readers = [op for op in self._operations if inputs[0] in getattr(op, "results", [])]
-        if len(inputs) != 1 or inputs[0] in outputs.values() or not all(isinstance(op, Reorder) for op in readers):
+    def _only_reordered(self, image: Buffer, outputs: dict) -> bool:
+        """Whether nothing reads an input but what lays it out for tiles, in whatever dtype it comes."""
+        readers = [op for op in self._operations if image in getattr(op, "results", [])]
+        return bool(readers) and image not in outputs.values() and all(isinstance(op, Reorder) for op in readers)
+
+    def _normalize(self, alone: list[Buffer], inputs: list[Buffer], normalization: Normalization) -> bool:
+        """Lets the image be normalized on its way into tiles, from float32: rounded pixels would lose digits.
+
+        False where something else reads it.
+        """
+        if alone != inputs or len(inputs) != 1:
             return False
-        for op in readers:
-            op.normalization = normalization
-        inputs[0].wide = True  # pixels lie far from zero: rounded, they would lose what normalized ones keep
+        for op in self._operations:
+            if inputs[0] in getattr(op, "results", []):
+                op.normalization = normalization
         return True
 
 

@@ -3,9 +3,9 @@
 import torch
 from torch import Tensor
 
-from hrnet_fast.backends import gpu, triton
 from hrnet_fast.network.nodes import Graph
 from hrnet_fast.network.sums import Step
+from hrnet_fast.ops.backends import gpu, triton
 from hrnet_fast.runtime.gpu.lower import lower
 from hrnet_fast.runtime.gpu.program import GroupedProgram
 from hrnet_fast.runtime.gpu.weights import GroupedWeights

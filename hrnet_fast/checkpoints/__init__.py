@@ -1,0 +1,1 @@
+"""Files of weights: read, recognized, their keys translated, written with a header."""

@@ -1,0 +1,24 @@
+"""The Triton kernels without a GPU: run in Triton's interpreter, and compiled for several GPUs."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SUITES = sorted(Path(__file__).parent.glob("suite_*.py"))
+# the longest in two halves, which can run side by side
+PARTS = [(suite, half) for suite in SUITES
+         for half in (("channels_last", "not channels_last") if suite.stem == "suite_backward" else ("",))]  # fmt: skip
+
+
+@pytest.mark.parametrize(("suite", "half"), PARTS, ids=lambda part: getattr(part, "stem", part))
+def test_in_the_interpreter(suite, half):
+    """Triton decides at its import whether it interprets, therefore in a process of its own."""
+    pytest.importorskip("triton")
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "HRNET_FAST_NO_SKIP": "1"}
+    done = subprocess.run([sys.executable, "-m", "pytest", "-o", "addopts=", "--import-mode=importlib", "-q", "-x", "-k", half, str(suite)], capture_output=True, text=True,
+                          check=False, env=environment)  # fmt: skip
+    assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
+    assert "passed" in done.stdout
