@@ -9,7 +9,10 @@ is ever measured, and a first call takes the seconds that Triton needs to compil
 """
 
 import os
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import torch
 
 
 class Tile(NamedTuple):
@@ -53,6 +56,46 @@ class ProductTile(NamedTuple):
 
 
 PRODUCT_UP_SUM = ProductTile(8, 8, 64, 32, 8, 2, None)
+
+
+class GroupedTile(NamedTuple):
+    """What one program of ``grouped_level`` computes of a convolution, or of a sum."""
+
+    rows: int
+    columns: int
+    channels: int  # of the output
+    products: int  # input channels that one step multiplies; of a sum: unused
+
+
+class GroupedLevel(NamedTuple):
+    """The tiles of convolutions, of which each takes the one that pads its channels least; the last is for sums."""
+
+    tiles: tuple[GroupedTile, ...]
+    warps: int
+    stages: int
+    measured: str | None
+
+
+# by what the products are: of 16-bit numbers, of float32 rounded to TF32, of float32
+GROUPED_LEVEL = {
+    "half": GroupedLevel(
+        (GroupedTile(8, 16, 32, 32), GroupedTile(8, 16, 64, 64), GroupedTile(8, 8, 64, 16)), 4, 4, None
+    ),
+    "tf32": GroupedLevel(
+        (GroupedTile(8, 16, 32, 32), GroupedTile(8, 16, 64, 32), GroupedTile(8, 8, 32, 16)), 4, 3, None
+    ),
+    "ieee": GroupedLevel((GroupedTile(8, 8, 32, 16), GroupedTile(8, 8, 32, 16)), 4, 2, None),
+}
+
+
+def products(dtype: torch.dtype, tf32: bool) -> str:
+    """The key of GROUPED_LEVEL."""
+    return "half" if dtype.itemsize == 2 else "tf32" if tf32 else "ieee"
+
+
+def grouped_shape(tiles: Sequence[GroupedTile], channels: int) -> int:
+    """The number of the tile that a convolution with so many output channels takes."""
+    return min(range(len(tiles) - 1), key=lambda k: (-(-channels // tiles[k].channels) * tiles[k].channels, -k))
 
 
 def autotune_wanted() -> bool:

@@ -11,7 +11,7 @@ from torch import Tensor
 from hrnet_fast.kernels import configurations, taps
 
 
-@triton.jit(do_not_specialize=["h", "w", "row_step", "column_step"])
+@triton.jit(do_not_specialize=["h", "w", "row_step", "column_step", "height", "width", "tiles_y", "tiles_x"])
 def interpolate_argmax_kernel(
     out,  # [N, height, width], integers
     scores,  # [N, C, h, w], dense, channels innermost where CHANNELS_LAST

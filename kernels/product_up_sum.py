@@ -13,7 +13,8 @@ from torch import Tensor
 from hrnet_fast.kernels import configurations, taps
 
 
-@triton.jit(do_not_specialize=["low_heights", "low_widths", "row_steps", "column_steps"])
+@triton.jit(do_not_specialize=["low_heights", "low_widths", "row_steps", "column_steps", "height", "width", "tiles_y",
+                               "tiles_x"])  # fmt: skip
 def product_up_sum_kernel(
     out,  # [N, C, height, width], or with a projection [N, P, height, width]; all images have channels innermost
     bias,  # [C] or None

@@ -37,7 +37,7 @@ def source(position, step, size, MODE: tl.constexpr):
 
 
 @triton.jit
-def offset(c, y, x, h, w, C: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr):
+def offset(c, y, x, h, w, C, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr):
     """Elements from the first one of an image [C, h, w]; WIDE where they are more than 2^31."""
     if WIDE:
         y = y.to(tl.int64)
@@ -50,14 +50,14 @@ def offset(c, y, x, h, w, C: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl
 
 
 @triton.jit
-def tap(image, c, y, x, h, w, C: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr):
+def tap(image, c, y, x, h, w, C, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr):
     """One source pixel a position. It lies in the image even for positions outside of the result."""
     at = image + offset(c, y, x, h, w, C, CHANNELS_LAST, WIDE)
     return tl.load(at, mask=c < C, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def upsampled(image, c, y, x, row_step, column_step, h, w, C: tl.constexpr, MODE: tl.constexpr,
+def upsampled(image, c, y, x, row_step, column_step, h, w, C, MODE: tl.constexpr,
               CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
     """An image [C, h, w] interpolated at output rows y and columns x, in float32."""
     y0, y1, v = source(y, row_step, h, MODE)

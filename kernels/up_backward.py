@@ -15,7 +15,7 @@ from hrnet_fast.kernels import configurations, taps
 
 
 @triton.jit(do_not_specialize=["low_heights", "low_widths", "row_steps", "column_steps", "row_windows",
-                               "column_windows", "tiles", "starts"])  # fmt: skip
+                               "column_windows", "height", "width", "tiles", "starts"])  # fmt: skip
 def up_backward_kernel(
     grad,  # [N, C, height, width]; all tensors are dense, channels innermost where CHANNELS_LAST
     output,  # like grad, or None: there was no ReLU

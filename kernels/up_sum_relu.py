@@ -18,7 +18,8 @@ from hrnet_fast.kernels import configurations, taps
 AUTOTUNE_KEY = ["heights", "widths", "CHANNELS", "SAME", "MODE", "CHANNELS_LAST"]
 
 
-@triton.jit(do_not_specialize=["low_heights", "low_widths", "row_steps", "column_steps", "starts", "tiles"])
+@triton.jit(do_not_specialize=["low_heights", "low_widths", "row_steps", "column_steps", "heights", "widths", "tiles",
+                               "starts"])  # fmt: skip
 def up_sum_relu_kernel(
     outs,  # tuple over outputs: [N, C, heights[i], widths[i]]
     biases,  # of each output: [C] or None

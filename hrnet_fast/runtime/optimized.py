@@ -58,7 +58,10 @@ def optimize(
     1. "planned": C++ kernels in planned memory, on CPUs that have the instructions. In half precision, and where many
        operators have no kernel, it is timed beside "torch", and the faster one is kept.
     2. "torch": torch's operators and this package's exchange, step by step; on GPUs under CUDA graphs.
-    3. "model": the model itself, if it cannot be recorded; ``reason`` says why. Models that write into their buffers,
+    3. "grouped", on NVIDIA GPUs with Triton: all convolutions and sums that do not depend on each other in one launch, in
+       one arena, under CUDA graphs. For every shape it is timed beside "torch" with and without streams, and the fastest
+       is kept; ``reason`` has the times.
+    4. "model": the model itself, if it cannot be recorded; ``reason`` says why. Models that write into their buffers,
        remember what they computed, look at pixels in Python, or have hooks that only observe, run this way.
 
     Args:
@@ -74,8 +77,7 @@ def optimize(
         memory_format: that the network computes in; "auto": the fastest. torch.channels_last keeps to torch's operators,
             torch.contiguous_format to planned programs where they can run.
         cuda_graph: on GPUs, whether a CUDA graph is recorded for each shape; "auto": yes.
-        streams: on GPUs, whether independent steps run side by side; "auto": not, since it has not been measured yet
-            where that pays.
+        streams: on GPUs, whether torch's operators run independent steps side by side; "auto": what is faster.
         winograd: on CPUs, whether 3x3 convolutions may be computed by Winograd's algorithm with tiles of 4x4 or 2x2,
             which needs a fourth of the multiplications and rounds differently: errors against float64 grow about five
             times, to about 2e-6 for a whole network in float32.
@@ -158,8 +160,8 @@ class OptimizedModel(nn.Module):
     itself anew. Its state dict is empty: the parameters are those of the original model, which it keeps.
 
     Attributes:
-        engine: "planned", "torch" or "model": what runs inputs like the example (``optimize`` explains them).
-        reason: why it is not "planned"; None where it is.
+        engine: "planned", "grouped", "torch" or "model": what runs inputs like the example (``optimize`` explains them).
+        reason: why it is not "planned", on GPUs the times that were measured; None where it is.
         preparations: what it took to be ready for each shape (``Preparation``).
         calibration: in int8, what the convolutions multiply (``Calibration``), which can be saved; else None.
     """

@@ -30,7 +30,7 @@ class TorchSteps:
         dtype: that floating inputs are converted to, and that the network computes in.
         device: of the model.
         memory_format: of images.
-        branches: runs independent steps side by side; None: one after the other.
+        branches: runs independent steps side by side where that is asked for.
         normalization: what the network expects of its images and callers have not done.
     """
 
@@ -48,9 +48,9 @@ class TorchSteps:
         self.branches, self.normalization = branches, normalization
         self._known: weakref.WeakValueDictionary[tuple, Any] = weakref.WeakValueDictionary()
 
-    def prepare(self, graph: Graph, steps: list[Step]) -> "TorchPlan":
-        """A network for inputs of the shapes that it was recorded with."""
-        return TorchPlan(self, graph, steps)
+    def prepare(self, graph: Graph, steps: list[Step], streams: bool = True) -> "TorchPlan":
+        """A network for inputs of the shapes that it was recorded with; ``streams``: on the branches, if there are any."""
+        return TorchPlan(self, graph, steps, self.branches if streams else None)
 
     def convolution(self, weight: Weight, stride: int, relu: bool) -> PreparedConv:
         """A convolution with its norms, one for all shapes."""
@@ -107,9 +107,9 @@ class TorchSteps:
 class TorchPlan:
     """A network for inputs of given shapes, ready to run."""
 
-    def __init__(self, owner: TorchSteps, graph: Graph, steps: list[Step]):
-        self._owner, self._graph, self.steps = owner, graph, len(steps)
-        if owner.branches is None:
+    def __init__(self, owner: TorchSteps, graph: Graph, steps: list[Step], branches: Branches | None):
+        self._owner, self._graph, self.steps, self._branches = owner, graph, len(steps), branches
+        if branches is None:
             parts = [([step], dead) for step, dead in _deaths(steps, graph)]
         else:  # nothing is freed
             parts = [(level, []) for level in levels(steps, lambda s: s.inputs(), lambda s: s.outputs())]
@@ -135,10 +135,10 @@ class TorchPlan:
             for value, made in env.items():
                 observe(value, made)
         for functions, dead in self._levels:
-            if owner.branches is None or len(functions) == 1:
+            if self._branches is None or len(functions) == 1:
                 outcomes = (f(env) for f in functions)
             else:
-                outcomes = owner.branches.run([functools.partial(f, env) for f in functions])
+                outcomes = self._branches.run([functools.partial(f, env) for f in functions])
             for made in outcomes:
                 env.update(made)
                 if observe is not None:

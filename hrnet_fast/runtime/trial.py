@@ -1,11 +1,13 @@
 """A prepared network beside the original, on random inputs, before it is trusted."""
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hrnet_fast.network.nodes import Graph
 from hrnet_fast.network.trees import flatten
 from hrnet_fast.tolerances import MODEL, relative_error
 
@@ -30,6 +32,17 @@ def random_inputs(leaves: list, mean: Tensor | None = None, std: Tensor | None =
             leaf = noise.to(leaf.device, leaf.dtype)
         made.append(leaf)
     return made
+
+
+def poison(graph: Graph, dtype: torch.dtype, device: torch.device) -> None:
+    """Fills memory that the next run will get with NaN: who reads what nobody has written there gives NaN.
+
+    torch's allocator hands out again what was freed, by size: of each shape in the graph there are a few.
+    """
+    shapes = {v.shape for n in graph.nodes for v in n.outputs if v is not None and v.dtype.is_floating_point}
+    with contextlib.suppress(torch.OutOfMemoryError):  # then less of it is poisoned
+        for shape in shapes:
+            _ = [torch.full(shape, float("nan"), dtype=dtype, device=device) for _ in range(4)]
 
 
 def why_not(

@@ -28,6 +28,7 @@ from hrnet_fast.runtime.arguments import Arguments
 from hrnet_fast.runtime.cpu import planned
 from hrnet_fast.runtime.cuda_graphs import GraphedModule
 from hrnet_fast.runtime.cuda_streams import Branches
+from hrnet_fast.runtime.gpu import grouped
 from hrnet_fast.runtime.torch_steps import TorchPlan, TorchSteps
 from hrnet_fast.runtime.watch import Recording
 
@@ -46,6 +47,7 @@ class Prepared(NamedTuple):
     steps: list[Step]
     engine: str
     reason: str | None
+    way: str = ""  # of those of one engine
 
 
 class Candidate(NamedTuple):
@@ -53,7 +55,8 @@ class Candidate(NamedTuple):
 
     engine: str
     why: str | None  # it is not planned, or not in the dtype that was asked for
-    make: Callable[[], planned.Plan | TorchPlan]
+    make: Callable[[], planned.Plan | TorchPlan | grouped.GroupedPlan]
+    way: str = ""
 
 
 class Ways:
@@ -71,8 +74,7 @@ class Ways:
         on_gpu = device.type == "cuda"
         self._model_dtype = parameter_dtype(model)
         self._constants = Constants()
-        # "auto" is no: nobody has measured yet where it pays
-        branches = Branches() if on_gpu and settings["streams"] is True else None
+        branches = Branches() if on_gpu and settings["streams"] is not False else None
         layout_of_torch = torch.contiguous_format if layout is False else torch.channels_last
         self._torch = TorchSteps(dtype, device, layout_of_torch, branches, normalization)
         self._why_not_planned = "torch.channels_last was asked for" if layout else planned.why_not(dtype, device)
@@ -84,7 +86,11 @@ class Ways:
             self._wider = planned.Planned(torch.bfloat16, settings["winograd"], normalization)
         self._graphs = self._graphed = None
         if on_gpu and settings["cuda_graph"] is not False:
-            self._graphs = GraphedModule(self._run_by_torch, max_graphs=settings["max_shapes"])
+            # while a shape is prepared, every way of running it has one
+            self._graphs = GraphedModule(self._run_steps, settings["max_shapes"] + 2, state=self._places)
+        self._grouped = None
+        if on_gpu and not layout and grouped.why_not(dtype, device) is None:
+            self._grouped = grouped.Grouped(dtype, device, normalization)
         self._cast: list[nn.Module] = []  # the model in another dtype, once it is needed
         self._trusted: dict[tuple, Graph] = {}  # the last graph that was right beside the model, by what ran it
         self._kernels: set[tuple] = set()  # that have run in a program that was right
@@ -125,13 +131,13 @@ class Ways:
         if is_example and not exchanges(steps):
             _LOG.info("no exchange between resolutions was found: this is no HRNet that is known")
         expected = reason = None
-        for engine, why, make in self._candidates(call, graph, steps):
+        for engine, why, make, way in self._candidates(call, graph, steps):
             try:
                 run = make()
             except Refused as error:
                 reason = str(error)
                 continue
-            prepared = Prepared(run, graph, steps, engine, why if reason is None else reason)
+            prepared = Prepared(run, graph, steps, engine, why if reason is None else reason, way)
             products = getattr(run, "products", self._settings["dtype"])
             if self._is_trusted(prepared, products):
                 return prepared
@@ -163,6 +169,8 @@ class Ways:
     def _candidates(self, call: Arguments, graph: Graph, steps: list[Step]) -> list[Candidate]:
         """Ways to run it, the one that is to be tried first in front."""
         by_torch = functools.partial(self._torch.prepare, graph, steps)
+        if self._device.type == "cuda":
+            return self._on_gpu(call, graph, steps)
         if self._planned is None:
             return [Candidate("torch", self._why_not_planned, by_torch)]
         wide = torch.bfloat16 if self._settings["calibration"] is not None and planned.has_tiles() else None
@@ -179,6 +187,38 @@ class Ways:
         if (calls > _MANY_CALLS or plan.in_doubt) and LAYOUTS[self._settings["memory_format"]] is None:
             return self._by_time(call, plan, by_torch())
         return [Candidate("planned", why, lambda: plan), Candidate("torch", why, by_torch)]
+
+    def _on_gpu(self, call: Arguments, graph: Graph, steps: list[Step]) -> list[Candidate]:
+        """All ways of running it on a GPU, each timed as calls will run it, the fastest first."""
+        ways: dict[str, tuple[str, Callable]] = {}
+        if self._grouped is not None:
+            ways["grouped launches"] = "grouped", functools.partial(self._grouped.prepare, graph, steps)
+        streams = self._settings["streams"]
+        for name, wanted in (("torch's operators", False), ("torch's operators on streams", True)):
+            if streams in ("auto", wanted):
+                ways[name] = "torch", functools.partial(self._torch.prepare, graph, steps, wanted)
+        if len(ways) == 1:
+            return [Candidate(engine, None, make, way) for way, (engine, make) in ways.items()]
+        found: list[tuple[float, str, Callable]] = []
+        said: list[str] = []
+        for way, (engine, make) in ways.items():
+            try:
+                run = make()
+                prepared = Prepared(run, graph, steps, engine, None, way)
+                ms = milliseconds(functools.partial(self._outcome, prepared, call.key), _random(call), self._wait)
+            except Exception as error:  # the others go on
+                said.append(f"{way} cannot run it ({(str(error).splitlines() or [type(error).__name__])[0]})")
+                continue
+            found.append((ms, way, lambda run=run: run))
+            said.append(f"{way} {ms:.2f} ms")
+        if not found:  # the trial says what is wrong
+            return [Candidate(engine, None, make, way) for way, (engine, make) in ways.items()]
+        why = f"measured here, in {self._settings['dtype']}: {', '.join(said)}"
+        return [Candidate(ways[way][0], why, make, way) for _, way, make in sorted(found, key=lambda f: f[0])]
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
     def _in_integers(
         self, call: Arguments, graph: Graph, steps: list[Step], wide: Callable[[], planned.Plan]
@@ -258,7 +298,18 @@ class Ways:
             result, _ = self._plainly(self._model_in_dtype(), call.build, leaves, self._settings["dtype"])
             return trial.largest_error(result, expected[0])
 
+        on_gpu = self._device.type == "cuda"
+        if on_gpu and products == torch.float32 and torch.backends.cudnn.allow_tf32:
+            products = torch.float16  # TF32 rounds as that does
         try:
+            if on_gpu:  # operators hand uninitialized memory to cuDNN: without a graph, in memory full of NaN
+                trial.poison(prepared.graph, self._settings["dtype"], self._device)
+                if prepared.engine == "grouped":
+                    self._grouped.poison()
+                result = self.run(prepared, Arguments(_copies(leaves), call.build, call.key), captured=False)
+                reason = trial.why_not((result, []), (expected[0], []), products, own_error, self._model_dtype)
+                if reason is not None:
+                    return reason
             result = self.run(prepared, Arguments(given, call.build, call.key))
         except Exception as error:  # the next way takes over, and the reason says what it was
             return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
@@ -279,22 +330,25 @@ class Ways:
             message = f"example: the model does not take {', '.join(kinds)} ({type(error).__name__}: {first})"
             raise (TypeError if in_type else ValueError)(message) from error
 
-    def run(self, prepared: Prepared, call: Arguments) -> Any:
-        """What the model returns."""
+    def run(self, prepared: Prepared, call: Arguments, captured: bool = True) -> Any:
+        """What the model returns; ``captured``: under a CUDA graph where there are such."""
         with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
             if prepared.run is None:
                 return self._by_the_model(self._model_in_dtype(), call.build, call.leaves, self._settings["dtype"])
             graph, tensors = prepared.graph, [t.detach() for t in call.tensors()]
-            if prepared.engine == "torch" and self._graphs is not None:
-                self._graphed = prepared.run
-                made = self._graphs(call.key, *tensors)
-            else:
-                made = prepared.run(tensors)
+            made = self._outcome(prepared, call.key, tensors, captured)
             env = dict(zip(graph.outputs(), made))
             if self._settings["normalization"] is None:
                 for old, new in graph.writes:
                     tensors[graph.inputs.index(old)].copy_(env[new])
             return graph.build([self._result(x, env) for x in graph.results])
+
+    def _outcome(self, prepared: Prepared, key: tuple, tensors: list[Tensor], captured: bool = True) -> list[Tensor]:
+        """The graph's ``outputs()``."""
+        self._graphed = prepared.run
+        if self._graphs is None or not captured:
+            return self._run_steps(prepared.way, key, *tensors)
+        return self._graphs(prepared.way, key, *tensors)
 
     def _result(self, x: Any, env: dict[Value, Tensor]) -> Any:
         if isinstance(x, Constant):
@@ -349,24 +403,44 @@ class Ways:
         if self._planned is not None:
             self._planned.refill()
         self._torch.refill()
+        if self._grouped is not None:
+            self._grouped.refill()
         if self._graphs is not None:
             self._graphs.invalidate()
 
     def refilled(self, prepared: Prepared) -> Prepared:
         """The same with the weights that ``refill`` took."""
         if prepared.engine == "torch":
-            return prepared._replace(run=self._torch.prepare(prepared.graph, prepared.steps))
+            streams = prepared.way != "torch's operators"
+            return prepared._replace(run=self._torch.prepare(prepared.graph, prepared.steps, streams))
         if prepared.run is not None:
             prepared.run.refill()
         return prepared
 
     def memory(self) -> tuple[int, int]:
         """Bytes of memory for images, and of weights, beside the model's own."""
-        parts = [way.memory() for way in {self._planned, self._wider, self._torch} if way is not None]
+        parts = [way.memory() for way in {self._planned, self._wider, self._torch, self._grouped} if way is not None]
         return tuple(sum(p) for p in zip(*parts))
 
-    def _run_by_torch(self, key: tuple, *tensors: Tensor) -> list[Tensor]:
-        return self._graphed(list(tensors))  # the steps of the shape that is being run
+    def _run_steps(self, way: str, key: tuple, *tensors: Tensor) -> list[Tensor]:
+        with fastest_algorithms() if self._device.type == "cuda" else contextlib.nullcontext():
+            return self._graphed(list(tensors))  # the steps of the shape that is being run
+
+    def _places(self) -> tuple[int, ...]:
+        """Where memory lies that captured graphs refer to."""
+        return () if self._grouped is None else self._grouped.places()
+
+
+@contextlib.contextmanager
+def fastest_algorithms() -> Iterator[None]:
+    """cuDNN measures its algorithms for each convolution that it has not seen, unless results must be reproducible."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark
+    cudnn.benchmark = before or not (cudnn.deterministic or torch.are_deterministic_algorithms_enabled())
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
 
 
 @contextlib.contextmanager
@@ -400,13 +474,23 @@ def _copied(model: nn.Module) -> nn.Module:
         raise _NoCopy from error
 
 
-def milliseconds(run: Callable[[list[Tensor]], Any], tensors: list[Tensor]) -> float:
-    """The shortest of three runs or more, after one that prepares: short ones are disturbed easily."""
+def milliseconds(
+    run: Callable[[list[Tensor]], Any], tensors: list[Tensor], wait: Callable[[], None] = lambda: None
+) -> float:
+    """The shortest of three runs or more, after one that prepares: short ones are disturbed easily.
+
+    Args:
+        run: what is timed.
+        tensors: that it gets.
+        wait: until it is done, where it only begins the work.
+    """
     samples: list[float] = []
     run(tensors)
+    wait()
     while len(samples) < 3 or (sum(samples) < _LONG_ENOUGH and len(samples) < _ENOUGH):
         start = time.perf_counter()
         run(tensors)
+        wait()
         samples.append(time.perf_counter() - start)
     return 1e3 * min(samples)
 

@@ -6,9 +6,9 @@ import torch
 pytest.importorskip("triton")
 from triton.backends.compiler import GPUTarget
 
-from hrnet_fast.kernels import interpolate_argmax, product_up_sum, up_backward, up_sum_relu
+from hrnet_fast.kernels import grouped_level, interpolate_argmax, product_up_sum, taps, up_backward, up_sum_relu
 from support.exhaustive import chosen
-from support.triton_compile import compile_for, resources
+from support.triton_compile import compile_for, machine_code, resources
 
 TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
 CASES = {
@@ -20,8 +20,9 @@ CASES = {
 }
 # Of 65536 registers a multiprocessor has: 128 keep 512 threads in flight, which the memory needs; the head's products
 # need fewer.
-MAX_REGISTERS = {"forward": 128, "unit": 128, "backward": 64, "head": 232, "argmax": 128}
-MAX_SHARED = 64 << 10  # bytes
+MAX_REGISTERS = {"forward": 128, "unit": 128, "backward": 64, "head": 232, "argmax": 128, "grouped": 232}
+MAX_SHARED = 64 << 10  # bytes; of a launch of convolutions 112 KiB, of which an H100's multiprocessor has two
+MAX_SHARED_GROUPED = 112 << 10
 MAX_STACK = 16  # bytes: sm_100 keeps the address of its tensor memory there; a spill takes more
 HALF_PIXEL = {"mode": "bilinear", "align_corners": False}
 
@@ -76,7 +77,18 @@ def argmax(classes, dtype, layout):
     return interpolate_argmax.interpolate_argmax_kernel, positional, constants
 
 
+def grouped(dtype, tf32, external):
+    """A level of convolutions and sums: a variant for every dtype, whatever the network."""
+    arena, biases, table = (torch.empty(8, dtype=d, device="meta") for d in (dtype, torch.float32, torch.int32))
+    constants = grouped_level.constants(dtype, tf32, taps.HALF_PIXEL, external)
+    return grouped_level.grouped_level_kernel, [arena, arena, arena, biases, table, table, 3], constants
+
+
 def launches():
+    for name, *case in (("float16", torch.float16, False), ("bfloat16", torch.bfloat16, False),
+                        ("tf32", torch.float32, True), ("float32", torch.float32, False)):  # fmt: skip
+        yield f"grouped-{name}", grouped, (*case, False)
+    yield "grouped-float16-external", grouped, (torch.float16, False, True)
     for name, case in CASES.items():
         for build in (forward, unit, backward, argmax):
             yield f"{build.__name__}-{name}", build, case
@@ -96,12 +108,34 @@ def test_compiles_without_spills(name, target, tmp_path):
     used = resources(compiled, tmp_path)
     assert used.stack <= MAX_STACK, used
     assert used.registers <= MAX_REGISTERS[name.partition("-")[0]], used
-    assert used.shared <= MAX_SHARED, used
+    assert used.shared <= (MAX_SHARED_GROUPED if name.startswith("grouped") else MAX_SHARED), used
 
 
 @pytest.mark.parametrize(
-    "name", ["forward-c48-float16", "backward-c48-float16", "head-c48-float16", "argmax-c48-float16"]
+    "name", ["forward-c48-float16", "backward-c48-float16", "head-c48-float16", "argmax-c48-float16", "grouped-float16"]
 )
 def test_compiles_for_amd(name):
     build, case = LAUNCHES[name]
     assert compile_for(*build(*case), GPUTarget("hip", "gfx942", 64)).asm["hsaco"]
+
+
+def test_convolutions_keep_tensor_cores_and_memory_busy(tmp_path):
+    """Of sm_90: products of warp groups, and 16 bytes at once copied past the registers while they run."""
+    code = machine_code(compile_for(*grouped(torch.float16, False, False), GPUTarget("cuda", 90, 32)), tmp_path)
+    assert code.count("HGMMA") >= 8
+    assert "HMMA.16816" not in code.replace("HGMMA", "")  # the slower kind
+    copies, wide = code.count("LDGSTS"), code.count("LDGSTS.E.BYPASS.128")
+    assert copies == wide >= 48, (copies, wide)  # both operands of both tiles, several stages ahead
+    assert code.count("STG.E.128") == code.count("STG.E") > 0
+
+
+@pytest.mark.parametrize("name", LAUNCHES)
+def test_sizes_do_not_compile_anew(name):
+    """Triton compiles once more for each number that is 1 or a multiple of 16, unless it is told not to look."""
+    build, case = LAUNCHES[name]
+    kernel, positional, _ = build(*case)
+    for parameter, value in zip(kernel.params, positional):
+        while isinstance(value, tuple) and value:
+            value = value[0]
+        if isinstance(value, (int, float)):
+            assert parameter.do_not_specialize, parameter.name

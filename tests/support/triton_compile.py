@@ -11,7 +11,8 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-NAMES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.uint8: "*u8"}
+NAMES = {torch.float16: "*fp16", torch.bfloat16: "*bf16", torch.float32: "*fp32", torch.uint8: "*u8",
+         torch.int32: "*i32"}  # fmt: skip
 OPTIONS = ("num_warps", "num_stages")
 
 
@@ -47,6 +48,14 @@ def _signature(value, path, values, attributes):
         attributes[path] = [["tt.divisibility", 16]]
         return NAMES[value.dtype]
     return "fp32" if isinstance(value, float) else "i32"
+
+
+def machine_code(compiled, folder: Path) -> str:
+    """The instructions, as the tool that comes with Triton prints them."""
+    cubin = folder / "kernel.cubin"
+    cubin.write_bytes(compiled.asm["cubin"])
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "nvdisasm"
+    return subprocess.run([tool, cubin], capture_output=True, text=True, check=True).stdout
 
 
 def resources(compiled, folder: Path) -> Resources:

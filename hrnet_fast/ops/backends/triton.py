@@ -26,13 +26,14 @@ failures = gpu.Failures()
 
 def why_not(call: ExchangeCall | None) -> str | None:
     if call is None:
-        return _why_not_machine()
+        return why_not_machine()
     if torch.compiler.is_compiling() and call.inputs[0].is_cuda:
         return None  # the operator asks again when it runs; what the machine has cannot be traced
-    return gpu.why_not_tensors(call) or _why_not_machine(call.inputs[0].device)
+    return gpu.why_not_tensors(call) or why_not_machine(call.inputs[0].device)
 
 
-def _why_not_machine(device: torch.device | None = None) -> str | None:
+def why_not_machine(device: torch.device | None = None) -> str | None:
+    """Why no kernel can run here, or on this GPU; None where they can."""
     if not is_installed():
         return "triton is not installed"
     return gpu.why_not_device(MIN_CAPABILITY, device) or failures.on(device)
@@ -148,7 +149,7 @@ def why_not_tensor(x: Tensor) -> str | None:
     """Why kernels cannot take a tensor on a GPU; None where they can."""
     if x.dtype not in gpu.DTYPES:
         return f"it computes in float32, and this is {x.dtype}"
-    return _why_not_machine(x.device)
+    return why_not_machine(x.device)
 
 
 why_not_backward = why_not_tensor  # of a gradient
