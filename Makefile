@@ -2,7 +2,7 @@
 # torch, else .venv with the torch named here; then the package, editable. A second call goes straight to work.
 #
 #   make test     the test suite, one process a core   make test ARGS="-k nearest" JOBS=1
-#                 all of it, as CI runs it             make test EXHAUSTIVE=1    the rest alone: EXHAUSTIVE=only
+#                 all of it: make test EXHAUSTIVE=1    the rest alone, of which CI runs a fourth: EXHAUSTIVE=only
 #   make sanitize the C++ code under sanitizers        make sanitize FUZZ=1000000    in minutes: make sanitize QUICK=1
 #   make bench    a network on a photograph            make bench ARGS="--dtype bfloat16"
 #   make gpu      tests and timings on a GPU           make gpu PART=op RESULTS=DIR

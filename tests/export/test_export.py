@@ -312,6 +312,7 @@ def test_a_failure_keeps_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
+@pytest.mark.exhaustive
 def test_a_package_of_aotinductor(tmp_path):
     """Compiled here, run at three sizes, one of them no multiple of anything, and read without loading it."""
     path = tmp_path / "a.pt2"
