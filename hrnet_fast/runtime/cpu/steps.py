@@ -21,6 +21,7 @@ from hrnet_fast.runtime.cpu.operations import (
     Image,
     Lowered,
     Operation,
+    Reorder,
     TorchCall,
 )
 from hrnet_fast.runtime.normalization import Normalization
@@ -222,3 +223,19 @@ def algorithm(
     n, c_out, h, w = shape
     packed = sum(1 << a for a in (DIRECT, WINOGRAD2, WINOGRAD4) if is_packed(pairs + a))
     return torch.ops.hrnet_fast.cheapest_convolution(n, c_out, h, w, c_in, pairs != 0, packed)
+
+
+class ReorderedLowering(Lowering):
+    """Lowers for images in a layout of their own, which the caller's are brought into."""
+
+    def _input(self, value: Value) -> Buffer:
+        buffer = self._results[value] = Buffer(value.shape, external=True)
+        return buffer
+
+    def _image(self, value: Value) -> Image:
+        if value not in self._images:
+            if not value.dtype.is_floating_point:
+                raise Refused(f"an image of {value.dtype}")
+            image = self._images[value] = self._new(self._four(value))
+            self._operations.append(Reorder(image, self._results[value]))
+        return self._images[value]

@@ -18,7 +18,7 @@ from hrnet_fast.runtime.cpu.operations import (
     Restore,
     TorchCall,
 )
-from hrnet_fast.runtime.cpu.steps import Lowering
+from hrnet_fast.runtime.cpu.steps import ReorderedLowering
 from hrnet_fast.runtime.normalization import Normalization
 
 
@@ -42,7 +42,7 @@ def lower(
     return _TiledLowering(graph, factors).run(steps, normalization)
 
 
-class _TiledLowering(Lowering):
+class _TiledLowering(ReorderedLowering):
     def __init__(self, graph: Graph, factors: Mapping[Weight, Factor] | None):
         super().__init__(graph, winograd=False, pairs=False, is_packed=None)
         self._factors = factors
@@ -60,10 +60,6 @@ class _TiledLowering(Lowering):
             _round(self._operations, self._factors)
         add_in_place(made, results)
         return Lowered(inputs, made, outputs, self._results, left, self._graph.dtype)
-
-    def _input(self, value: Value) -> Buffer:
-        buffer = self._results[value] = Buffer(value.shape, external=True)
-        return buffer
 
     def _new(self, shape: tuple[int, ...]) -> Image:
         image = super()._new(shape)
@@ -91,14 +87,6 @@ class _TiledLowering(Lowering):
         planes = Image(Buffer(image.buffer.shape), 0, image.channels)
         self._operations.append(Restore(planes, image))
         return planes
-
-    def _image(self, value: Value) -> Image:
-        if value not in self._images:
-            if not value.dtype.is_floating_point:
-                raise Refused(f"an image of {value.dtype}")
-            image = self._images[value] = self._new(self._four(value))
-            self._operations.append(Reorder(image, self._results[value]))
-        return self._images[value]
 
     def _up(self, up: Up) -> tuple[Image, Weight | None]:
         return self._low(up), None

@@ -1,10 +1,10 @@
 """From steps to tasks of grouped launches: images in one arena, channels innermost, everything of a level side by side."""
 
-from hrnet_fast.network.nodes import Graph, Refused, Value
+from hrnet_fast.network.nodes import Graph, Value
 from hrnet_fast.network.sums import Conv, Step, Sum, Up, Weight
 from hrnet_fast.runtime.cpu.arrange import add_in_place, by_level
-from hrnet_fast.runtime.cpu.operations import Buffer, Convolution, Exchange, Image, Lowered, Operation, Reorder
-from hrnet_fast.runtime.cpu.steps import Lowering
+from hrnet_fast.runtime.cpu.operations import Buffer, Convolution, Exchange, Image, Lowered, Operation
+from hrnet_fast.runtime.cpu.steps import ReorderedLowering
 from hrnet_fast.runtime.normalization import Normalization
 
 MAX_TASKS = 32  # of a launch: that of hrnet_fast.kernels.grouped_level, which only machines with Triton can import
@@ -25,7 +25,7 @@ def lower(graph: Graph, steps: list[Step], head: bool, normalization: Normalizat
     return _GroupedLowering(graph, head).run(steps, normalization)
 
 
-class _GroupedLowering(Lowering):
+class _GroupedLowering(ReorderedLowering):
     def __init__(self, graph: Graph, head: bool):
         super().__init__(graph, winograd=False, pairs=False, is_packed=None)
         self._head = head
@@ -35,18 +35,6 @@ class _GroupedLowering(Lowering):
         launches = [launch for level in by_level(self._operations) for launch in launches_of(level)]
         add_in_place(launches, results)
         return Lowered(inputs, launches, outputs, self._results, normalization, self._graph.dtype)
-
-    def _input(self, value: Value) -> Buffer:
-        buffer = self._results[value] = Buffer(value.shape, external=True)
-        return buffer
-
-    def _image(self, value: Value) -> Image:
-        if value not in self._images:
-            if not value.dtype.is_floating_point:
-                raise Refused(f"an image of {value.dtype}")
-            image = self._images[value] = self._new(self._four(value))
-            self._operations.append(Reorder(image, self._results[value]))
-        return self._images[value]
 
     def _output(self, value: Value) -> Image | Buffer:
         if value in self._results:
