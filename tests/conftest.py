@@ -73,14 +73,19 @@ TAKES_LONG = {
 def pytest_collection_modifyitems(config, items):
     """What takes minutes comes first, so that no process is left alone with it at the end.
 
-    HRNET_FAST_SHARE=k/n leaves only one of n shares, the same tests for the same k everywhere.
+    HRNET_FAST_SHARE=k/n leaves only one of n shares, the same tests for the same k everywhere. The tests that are a
+    process of their own belong to every share: there their suites are shared out.
     """
     share = os.environ.get("HRNET_FAST_SHARE")
     if share:
         k, n = map(int, share.split("/"))
-        left = [item for item in items if zlib.crc32(item.nodeid.encode()) % n != k]
-        config.hook.pytest_deselected(items=left)
-        items[:] = [item for item in items if zlib.crc32(item.nodeid.encode()) % n == k]
+        own = [
+            item
+            for item in items
+            if "::test_in_the_interpreter[" in item.nodeid or zlib.crc32(item.nodeid.encode()) % n == k
+        ]
+        config.hook.pytest_deselected(items=[item for item in items if item not in own])
+        items[:] = own
     items.sort(key=lambda item: getattr(item, "originalname", "") not in TAKES_LONG)
 
 

@@ -27,5 +27,7 @@ def test_in_the_interpreter(suite, half, which):
     environment = {**os.environ, "TRITON_INTERPRET": "1", "HRNET_FAST_NO_SKIP": "1"}
     done = subprocess.run([sys.executable, "-m", "pytest", "-o", "addopts=", "--import-mode=importlib", "-q", "-x", "-m", which, "-k", half, str(suite)], capture_output=True, text=True,
                           check=False, env=environment)  # fmt: skip
+    if done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED and "HRNET_FAST_SHARE" in os.environ:
+        return  # none of the suite's tests is in this share (tests/conftest.py)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]
     assert "passed" in done.stdout
