@@ -57,6 +57,10 @@ class Constant:
         return out[self.index] if self.node.is_list else out
 
 
+_FOR_ANY_STRIDES = {torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+                    torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default}  # fmt: skip
+
+
 @dataclass(eq=False, repr=False)
 class Node:
     """One call of an operator.
@@ -78,6 +82,10 @@ class Node:
     def arguments(self, of: Callable[[Any], Any] = lambda x: x) -> tuple[tuple, dict]:
         """(args, kwargs), each leaf as ``of`` gives it."""
         return self.build([of(x) for x in self.leaves])
+
+    def for_any_strides(self) -> Any:
+        """The operator, or what computes the same of images that lie otherwise than the dense ones of the recording."""
+        return _FOR_ANY_STRIDES.get(self.operator, self.operator)
 
     def inputs(self) -> list[Value]:
         """The Values among its arguments, as often as they are there."""

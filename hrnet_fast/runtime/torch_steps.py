@@ -18,9 +18,6 @@ from hrnet_fast.runtime.cuda_streams import Branches
 from hrnet_fast.runtime.normalization import Normalization
 
 Environment = dict[Value, Tensor]
-# Views were recorded of dense images: others may lie here as no view can be made of.
-_RESHAPED = {torch.ops.aten.view.default: torch.ops.aten.reshape.default,
-             torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default}  # fmt: skip
 
 
 class TorchSteps:
@@ -158,7 +155,7 @@ class TorchPlan:
 
     def _call(self, step: Call) -> Callable[[Environment], Environment]:
         node = step.node
-        operator = _RESHAPED.get(node.operator, node.operator)
+        operator = node.for_any_strides()
         constants = {x: self._owner.constant(x, self._graph.dtype) for x in node.leaves if isinstance(x, Constant)}
 
         def run(env: Environment) -> Environment:

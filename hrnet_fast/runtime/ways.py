@@ -8,6 +8,7 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -39,7 +40,8 @@ _MANY_CALLS = 16
 _LONG_ENOUGH, _ENOUGH = 0.2, 20  # seconds and runs of a measurement
 
 
-class Prepared(NamedTuple):
+@dataclass(frozen=True)
+class Prepared:
     """A network for inputs of some shapes."""
 
     run: Callable[[list[Tensor]], list[Tensor]] | None  # None: the model itself
@@ -48,6 +50,11 @@ class Prepared(NamedTuple):
     engine: str
     reason: str | None
     way: str = ""  # of those of one engine
+
+    @functools.cached_property
+    def places(self) -> dict[Value, int]:
+        """Where each Value that is returned stands among what ``run`` returns."""
+        return {value: k for k, value in enumerate(self.graph.outputs())}
 
 
 class Candidate(NamedTuple):
@@ -332,16 +339,15 @@ class Ways:
 
     def run(self, prepared: Prepared, call: Arguments, captured: bool = True) -> Any:
         """What the model returns; ``captured``: under a CUDA graph where there are such."""
-        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+        with torch.no_grad(), without_autocast(self._device.type):
             if prepared.run is None:
                 return self._by_the_model(self._model_in_dtype(), call.build, call.leaves, self._settings["dtype"])
             graph, tensors = prepared.graph, [t.detach() for t in call.tensors()]
             made = self._outcome(prepared, call.key, tensors, captured)
-            env = dict(zip(graph.outputs(), made))
             if self._settings["normalization"] is None:
                 for old, new in graph.writes:
-                    tensors[graph.inputs.index(old)].copy_(env[new])
-            return graph.build([self._result(x, env) for x in graph.results])
+                    tensors[graph.inputs.index(old)].copy_(made[prepared.places[new]])
+            return graph.build([self._result(x, prepared, made) for x in graph.results])
 
     def _outcome(self, prepared: Prepared, key: tuple, tensors: list[Tensor], captured: bool = True) -> list[Tensor]:
         """The graph's ``outputs()``."""
@@ -350,11 +356,11 @@ class Ways:
             return self._run_steps(prepared.way, key, *tensors)
         return self._graphs(prepared.way, key, *tensors)
 
-    def _result(self, x: Any, env: dict[Value, Tensor]) -> Any:
+    def _result(self, x: Any, prepared: Prepared, made: list[Tensor]) -> Any:
         if isinstance(x, Constant):
             return x.value().detach().to(self._result_dtype(x.dtype), copy=True)
         if isinstance(x, Value):
-            return env[x].to(self._result_dtype(x.dtype))
+            return made[prepared.places[x]].to(self._result_dtype(x.dtype))
         return x
 
     def _result_dtype(self, recorded: torch.dtype) -> torch.dtype:
@@ -372,7 +378,7 @@ class Ways:
             return x.to(dtype) if x.is_floating_point() else x
 
         args, kwargs = build([cast(x) for x in leaves])
-        with torch.no_grad(), torch.autocast(self._device.type, enabled=False):
+        with torch.no_grad(), without_autocast(self._device.type):
             result = model(*args, **kwargs)
         theirs = {x.untyped_storage().data_ptr() for x in leaves if isinstance(x, Tensor)}
         out, again = flatten(result)
@@ -412,7 +418,7 @@ class Ways:
         """The same with the weights that ``refill`` took."""
         if prepared.engine == "torch":
             streams = prepared.way != "torch's operators"
-            return prepared._replace(run=self._torch.prepare(prepared.graph, prepared.steps, streams))
+            return replace(prepared, run=self._torch.prepare(prepared.graph, prepared.steps, streams))
         if prepared.run is not None:
             prepared.run.refill()
         return prepared
@@ -423,12 +429,21 @@ class Ways:
         return tuple(sum(p) for p in zip(*parts))
 
     def _run_steps(self, way: str, key: tuple, *tensors: Tensor) -> list[Tensor]:
-        with fastest_algorithms() if self._device.type == "cuda" else contextlib.nullcontext():
+        if self._device.type != "cuda":
             return self._graphed(list(tensors))  # the steps of the shape that is being run
+        with fastest_algorithms():
+            return self._graphed(list(tensors))
 
     def _places(self) -> tuple[int, ...]:
         """Where memory lies that captured graphs refer to."""
         return () if self._grouped is None else self._grouped.places()
+
+
+def without_autocast(device_type: str) -> contextlib.AbstractContextManager:
+    """No autocast; where there is none around it, nothing, for torch.autocast costs as much as a small convolution."""
+    if not torch.is_autocast_enabled(device_type):
+        return contextlib.nullcontext()
+    return torch.autocast(device_type, enabled=False)
 
 
 @contextlib.contextmanager

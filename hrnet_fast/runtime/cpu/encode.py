@@ -18,6 +18,7 @@ DTYPES = {torch.float32: 0, torch.bfloat16: 2, torch.float16: 3}
 MODES = {("nearest", False): 0, ("bilinear", False): 1, ("bilinear", True): 2}
 ARENA, _FIRST_BLOB = 0, 1
 NOWHERE = (-1, 0)
+_NOTHING = torch.empty(0)
 
 
 @dataclass
@@ -45,6 +46,12 @@ class Program:
         self._casts: dict[Constant, Tensor] = {}
         self._offsets, self.arena_bytes = memory.place(plan, self._bytes)
         self._external = self._externals()
+        images = [o for o in plan.outputs.values() if isinstance(o, Image)]
+        made = [image.buffer for image in images if image.buffer.external and image.buffer not in plan.inputs]
+        self._made = [(self._external[b], b.shape, b.dtype(dtype)) for b in made]  # results that the kernels write
+        self._just_made = len(made) == len(plan.outputs) and all(
+            (i.first, i.channels, i.buffer.dtype(dtype)) == (0, i.buffer.shape[1], dtype) for i in images
+        )
         self._pieces = self._encode()
 
     def _bytes(self, buffer: Buffer) -> int:
@@ -127,24 +134,14 @@ class Program:
             arena: ``arena_bytes`` bytes or more.
             times: gets (operations that ran side by side, seconds) in their order.
         """
-        nothing = torch.empty(0)
-        external: list[Tensor] = [nothing] * len(self._external)
-        if self._plan.normalization is not None:
-            inputs = [self._plan.normalization(inputs[0])]
-        for k, (buffer, given) in enumerate(zip(self._plan.inputs, inputs, strict=True)):
-            to = buffer.dtype(self._dtype) if given.is_floating_point() else given.dtype
-            external[k] = given.to(to).contiguous()
-        for output in self._plan.outputs.values():
-            if isinstance(output, Image) and output.buffer.external and output.buffer not in self._plan.inputs:
-                buffer = output.buffer
-                external[self._external[buffer]] = torch.empty(buffer.shape, dtype=buffer.dtype(self._dtype))
+        external = self._tensors(inputs)
         for piece in self._pieces:
             start = time.perf_counter()
             if piece.steps is None:
                 self._call(piece.call, external, arena)
                 seconds = [time.perf_counter() - start]
             else:
-                dense = [t if t.is_contiguous() and t.dtype in DTYPES else nothing for t in external]
+                dense = [t if t.is_contiguous() and t.dtype in DTYPES else _NOTHING for t in external]
                 tensors = [*self._blobs, *dense]
                 if times is None:
                     below_autograd(torch.ops.hrnet_fast.run_program, piece.steps, arena, tensors)
@@ -154,14 +151,30 @@ class Program:
                 seconds = (nanoseconds.double() / 1e9).tolist()
             if times is not None:
                 times += zip(piece.timed, seconds)
+        if self._just_made:
+            return [external[k] for k, _, _ in self._made]
         theirs = {t.untyped_storage().data_ptr() for t in (*inputs, *external[: len(inputs)], arena)}
         results = []
         for output in self._plan.outputs.values():
             result = (
-                self._view(output, external, arena) if isinstance(output, Image) else self._result(output, external)
+                self._view(output, external, arena).contiguous()
+                if isinstance(output, Image)
+                else self._result(output, external)
             )
             results.append(result.clone() if result.untyped_storage().data_ptr() in theirs else result)
         return results
+
+    def _tensors(self, inputs: list[Tensor]) -> list[Tensor]:
+        """All that has memory of its own: the inputs as the kernels take them, and results that they write."""
+        external: list[Tensor] = [_NOTHING] * len(self._external)
+        if self._plan.normalization is not None:
+            inputs = [self._plan.normalization(inputs[0])]
+        for k, (buffer, given) in enumerate(zip(self._plan.inputs, inputs, strict=True)):
+            to = buffer.dtype(self._dtype) if given.is_floating_point() else given.dtype
+            external[k] = given.to(to).contiguous()
+        for k, shape, dtype in self._made:
+            external[k] = torch.empty(shape, dtype=dtype)
+        return external
 
     def _result(self, output: Buffer, external: list[Tensor]) -> Tensor:
         result = external[self._external[output]]
@@ -179,7 +192,7 @@ class Program:
 
         node = call.call.node
         args, kwargs = node.arguments(argument)
-        out = node.operator(*args, **kwargs)
+        out = node.for_any_strides()(*args, **kwargs)
         results = out if node.is_list else [out]
         for value, buffer, result in zip(node.outputs, call.outputs, results, strict=True):
             if buffer is not None:
@@ -202,15 +215,14 @@ class Program:
         self._casts.clear()
 
     def _view(self, image: Image, external: list[Tensor], arena: Tensor) -> Tensor:
-        buffer = image.buffer
+        buffer, first = image.buffer, image.first
         if buffer.external:
-            whole = external[self._external[buffer]]
-        else:
-            n, c, h, w = buffer.shape
-            dtype = buffer.dtype(self._dtype)
-            start = self._offsets[buffer]
-            whole = arena[start : start + n * c * h * w * dtype.itemsize].view(dtype).view(buffer.shape)
-        return whole[:, image.first : image.first + image.channels].to(self._dtype).contiguous()
+            return external[self._external[buffer]][:, first : first + image.channels].to(self._dtype)
+        n, c, h, w = buffer.shape
+        dtype = buffer.dtype(self._dtype)
+        start = self._offsets[buffer] // dtype.itemsize + first * h * w
+        strides = (c * h * w, h * w, w, 1)
+        return arena.view(dtype).as_strided((n, image.channels, h, w), strides, start).to(self._dtype)
 
     def _address(self, buffer: Buffer, element: int) -> tuple[int, int]:
         offset = element * buffer.dtype(self._dtype).itemsize

@@ -43,7 +43,7 @@ class TiledProgram(Program):
         _, c, _, w = buffer.shape
         start = self._offsets[buffer] // 2 + (w + 2) * c
         strides = (self._image(buffer), 1, (w + 1) * c, c)
-        return arena.view(torch.bfloat16).as_strided(buffer.shape, strides, start).to(self._dtype).contiguous()
+        return arena.view(torch.bfloat16).as_strided(buffer.shape, strides, start).to(self._dtype)
 
     def _weights_of(self, step: list) -> list[tuple]:
         return [self._placed(self._packed(op)) for op in step]
