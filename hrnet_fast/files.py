@@ -3,12 +3,14 @@
 import errno
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from os import PathLike, fspath
 from pathlib import Path
 
+HOME = "HRNET_FAST_HOME"  # the environment variable that names the cache folder
 PART = ".part"  # how the names of folders end in which something is being written
 
 
@@ -23,6 +25,15 @@ class AlreadyThere(FileExistsError):
 
     def __reduce__(self):
         return type(self), (self.filename,)
+
+
+def cache_folder() -> Path:
+    """What is kept for later runs lies there: HRNET_FAST_HOME, or hrnet_fast in the platform's folder for caches."""
+    given = os.environ.get(HOME)
+    if given:
+        return Path(given).expanduser()
+    usual = "~/Library/Caches" if sys.platform == "darwin" else "~/.cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path(usual).expanduser()) / "hrnet_fast"
 
 
 def check_free(path: str | PathLike, overwrite: bool) -> None:

@@ -13,6 +13,7 @@ import os
 import re
 import runpy
 import shutil
+import tempfile
 import zlib
 from pathlib import Path
 
@@ -21,6 +22,10 @@ import pytest
 WORKERS = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 if WORKERS > 1:  # they share the cores, and so do the programs that they start
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
+_home = tempfile.TemporaryDirectory(
+    prefix="hrnet_fast-"
+)  # what tests keep is theirs; processes that they start have it, too
+os.environ.setdefault("HRNET_FAST_HOME", _home.name)
 import torch  # noqa: E402 - reads the variable at its import
 
 from hrnet_fast.ops import library  # noqa: E402

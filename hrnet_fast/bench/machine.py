@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 
 import hrnet_fast
+from hrnet_fast.runtime.cpu.rates import cpu_model
 
 # What decides which kernel runs, as torch.cpu.get_capabilities names it -> as people know it.
 _X86_FEATURES = {
@@ -36,17 +37,6 @@ def describe() -> dict:
         "commit": commit(),
         "gpu": gpu(),
     }
-
-
-def cpu_model() -> str:
-    """The CPU's name, as the system tells it."""
-    try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    except OSError:
-        pass
-    return platform.processor() or platform.machine()
 
 
 def usable_cores() -> int:

@@ -8,6 +8,7 @@ from rich.table import Table
 
 from hrnet_fast.bench import machine, report
 from hrnet_fast.ops import backends, library
+from hrnet_fast.runtime.cpu import planned, rates
 
 CAPABILITY_VARIABLE = "HRNET_FAST_CPU_CAPABILITY"
 
@@ -76,4 +77,17 @@ def _facts(facts: dict) -> list[tuple[str, str]]:
         ),
         ("compiled extension", extension),
         ("CPU kernel", cpu["kernel"] or "none"),
+        *_half_precision(),
     ]
+
+
+def _half_precision() -> list[tuple[str, str]]:
+    """How planned programs run in each dtype, and what was measured for that."""
+    if planned.why_not(torch.float32, torch.device("cpu")) is not None:
+        return []
+    made = []
+    for dtype in (torch.bfloat16, torch.float16):
+        found = ", ".join(f"{form} {ms:.2f} ms" for form, ms in planned.milliseconds_of_forms(dtype).items())
+        made.append((f"{dtype}".removeprefix("torch."), f"computed by {planned.form(dtype)!r} ({found})"))
+    trouble = rates.of_this_machine().trouble
+    return made if trouble is None else [*made, ("measured again", trouble)]

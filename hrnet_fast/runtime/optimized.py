@@ -55,8 +55,10 @@ def optimize(
     and heads into sums with upsampling; strided convolutions of one stream into one. Then the first of these runs it that
     can, and that gives the model's own results on a random image (``hrnet_fast.tolerances``):
 
-    1. "planned": C++ kernels in planned memory, on CPUs that have the instructions. In half precision, and where many
-       operators have no kernel, it is timed beside "torch", and the faster one is kept.
+    1. "planned": C++ kernels in planned memory, on CPUs that have the instructions. How half precision is computed (by
+       tiles, by pairs, with products in float32, or in float32 altogether) is measured once for each machine and kept in
+       a cache folder. Where torch may have better instructions, and where many operators have no kernel, it is timed
+       beside "torch", and the faster one is kept.
     2. "torch": torch's operators and this package's exchange, step by step; on GPUs under CUDA graphs.
     3. "grouped", on NVIDIA GPUs with Triton: all convolutions and sums that do not depend on each other in one launch, in
        one arena, under CUDA graphs. For every shape it is timed beside "torch" with and without streams, and the fastest
@@ -161,7 +163,7 @@ class OptimizedModel(nn.Module):
 
     Attributes:
         engine: "planned", "grouped", "torch" or "model": what runs inputs like the example (``optimize`` explains them).
-        reason: why it is not "planned", on GPUs the times that were measured; None where it is.
+        reason: why it is not "planned", or why it computes in a wider dtype; on GPUs the times that were measured; else None.
         preparations: what it took to be ready for each shape (``Preparation``).
         calibration: in int8, what the convolutions multiply (``Calibration``), which can be saved; else None.
     """

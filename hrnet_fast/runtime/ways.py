@@ -89,7 +89,11 @@ class Ways:
         if self._why_not_planned is None:
             self._planned = planned.Planned(dtype, settings["winograd"], normalization)
         self._wider = self._planned  # what int8 is compared with: the fastest other dtype
-        if self._planned is not None and settings["calibration"] is not None and planned.has_pairs():
+        if (
+            self._planned is not None
+            and settings["calibration"] is not None
+            and planned.form(torch.bfloat16) == "pairs"
+        ):
             self._wider = planned.Planned(torch.bfloat16, settings["winograd"], normalization)
         self._graphs = self._graphed = None
         if on_gpu and settings["cuda_graph"] is not False:
@@ -193,7 +197,7 @@ class Ways:
         calls = sum(isinstance(s, Call) for s in steps)
         if (calls > _MANY_CALLS or plan.in_doubt) and LAYOUTS[self._settings["memory_format"]] is None:
             return self._by_time(call, plan, by_torch())
-        return [Candidate("planned", why, lambda: plan), Candidate("torch", why, by_torch)]
+        return [Candidate("planned", why or plan.reason, lambda: plan), Candidate("torch", why, by_torch)]
 
     def _on_gpu(self, call: Arguments, graph: Graph, steps: list[Step]) -> list[Candidate]:
         """All ways of running it on a GPU, each timed as calls will run it, the fastest first."""
@@ -267,11 +271,11 @@ class Ways:
         try:
             ms = [milliseconds(run, tensors) for run in (ours, theirs)]
         except Exception:  # of an operator: the trial says which
-            return [Candidate("planned", None, lambda: ours), Candidate("torch", None, lambda: theirs)]
+            return [Candidate("planned", ours.reason, lambda: ours), Candidate("torch", None, lambda: theirs)]
         why = (
             f"here, in {self._settings['dtype']}, it was measured to be faster: {ms[1]:.1f} ms, planned {ms[0]:.1f} ms"
         )
-        ranked = [Candidate("planned", None, lambda: ours), Candidate("torch", why, lambda: theirs)]
+        ranked = [Candidate("planned", ours.reason, lambda: ours), Candidate("torch", why, lambda: theirs)]
         return ranked if ms[0] <= ms[1] else ranked[::-1]
 
     def _expectation(self, call: Arguments) -> tuple[list, Any]:

@@ -79,8 +79,7 @@ def test_dtypes(dtype, winograd):
 @pytest.mark.parametrize(("planned_ms", "engine_name"), [(1.0, "planned"), (9.0, "torch")])
 def test_in_half_precision_the_faster_engine_is_kept(monkeypatch, planned_ms, engine_name):
     monkeypatch.setattr(runtime, "milliseconds", lambda run, x: planned_ms if isinstance(run, planned.Plan) else 3.0)
-    monkeypatch.setattr(planned, "is_in_doubt", lambda dtype: True)
-    monkeypatch.setattr(planned, "has_tiles", lambda: False)  # which leave no doubt
+    monkeypatch.setattr(planned, "form", lambda dtype: "half")  # which leaves doubt
     model, x = network(), image()
     optimized = hf.optimize(model, x, dtype=torch.bfloat16)
     assert optimized.engine == engine_name
@@ -91,11 +90,9 @@ def test_in_half_precision_the_faster_engine_is_kept(monkeypatch, planned_ms, en
 @plannable
 def test_nothing_is_timed_where_there_is_no_doubt(monkeypatch):
     monkeypatch.setattr(runtime, "milliseconds", lambda run, x: pytest.fail("timed"))
-    monkeypatch.setattr(planned, "is_in_doubt", lambda dtype: False)
+    assert hf.optimize(network(), image()).engine == "planned"
+    monkeypatch.setattr(planned, "form", lambda dtype: "tiles")
     assert hf.optimize(network(), image(), dtype=torch.bfloat16).engine == "planned"
-    monkeypatch.undo()
-    assert not planned.is_in_doubt(torch.float32)
-    assert planned.is_in_doubt(torch.float16)
 
 
 def test_float64_is_served_by_torch():

@@ -1,6 +1,7 @@
 """The CPU program of a network: one plan for each shape of its inputs, weights and memory shared."""
 
 import contextlib
+import functools
 from collections.abc import Mapping
 
 import torch
@@ -10,7 +11,7 @@ from hrnet_fast.network.integers import Factor
 from hrnet_fast.network.nodes import Graph, Refused
 from hrnet_fast.network.sums import Step, Weight
 from hrnet_fast.ops import library
-from hrnet_fast.runtime.cpu import tiled_steps
+from hrnet_fast.runtime.cpu import rates, tiled_steps
 from hrnet_fast.runtime.cpu.encode import DTYPES, Program
 from hrnet_fast.runtime.cpu.operations import Lowered
 from hrnet_fast.runtime.cpu.packed_weights import PackedWeights
@@ -31,23 +32,31 @@ def why_not(dtype: torch.dtype, device: torch.device) -> str | None:
     return torch.ops.hrnet_fast.why_not_program() or None
 
 
-def is_in_doubt(dtype: torch.dtype) -> bool:
-    """Whether torch's operators may be faster than programs on planes: where these lack instructions that torch has.
-
-    In float32 they were slower in every case measured, and in bfloat16 where both multiply pairs of channels; AMX, and
-    what may be there for float16, is torch's alone.
-    """
-    return not (dtype == torch.float32 or (dtype == torch.bfloat16 and has_pairs()))
-
-
 def has_tiles() -> bool:
     """Whether networks in bfloat16 are computed by products of tiles: AMX, or on ARM instructions for small matrices."""
     return torch.ops.hrnet_fast.has_tiles()
 
 
-def has_pairs() -> bool:
-    """Whether bfloat16 channels are multiplied in pairs, and not by tiles: faster than float32."""
-    return torch.ops.hrnet_fast.has_bfloat16_pairs() and torch.ops.hrnet_fast.cpu_capability() != "amx"
+def form(dtype: torch.dtype) -> str:
+    """How networks of a dtype are computed here, the fastest way.
+
+    "tiles": products of tiles; "pairs": of pairs of bfloat16 channels; "half": images in the dtype, products in float32;
+    "float32": everything.
+    """
+    return rates.best(milliseconds_of_forms(dtype)) if dtype != torch.float32 else "float32"
+
+
+def milliseconds_of_forms(dtype: torch.dtype) -> dict[str, float]:
+    """What each form takes that bfloat16 or float16 can have here, for a small network."""
+    forms = ["half", "float32"]
+    if dtype == torch.bfloat16:
+        forms[:0] = ["tiles"] * has_tiles() + ["pairs"] * torch.ops.hrnet_fast.has_bfloat16_pairs()
+
+    def make(form: str, graph: Graph, steps: list[Step]) -> Plan:
+        return Planned(dtype, True, None, form).prepare(graph, steps)
+
+    what = f"{str(dtype).removeprefix('torch.')}; {torch.ops.hrnet_fast.cpu_capability()}"
+    return rates.of_this_machine().of(what, {form: functools.partial(make, form) for form in forms})
 
 
 def why_not_bytes() -> str | None:
@@ -64,12 +73,16 @@ class Planned:
         dtype: of the results, and of the images where nothing else is asked for.
         winograd: whether 3x3 convolutions of stride 1 may be computed by Winograd's algorithm.
         normalization: what the network expects of its images and callers have not done.
+        form: how it is computed; None: the fastest way (``form``).
     """
 
     name = "planned"
 
-    def __init__(self, dtype: torch.dtype, winograd: bool, normalization: Normalization | None):
+    def __init__(
+        self, dtype: torch.dtype, winograd: bool, normalization: Normalization | None, form: str | None = None
+    ):
         self._dtype, self._winograd, self._normalization = dtype, winograd, normalization
+        self._form = form
         self._weights = PackedWeights()
         self._arena = torch.empty(0, dtype=torch.uint8)
 
@@ -92,20 +105,20 @@ class Planned:
         Raises:
             Refused: it cannot be planned.
         """
-        products = products or self._dtype
         if products == torch.int8:
             return self._tiled(graph, steps, products, factors)
-        if products == torch.bfloat16 and has_tiles():
+        if self._form is None:
+            self._form = form(self._dtype)
+        if self._form == "tiles" or products == torch.bfloat16:
             with contextlib.suppress(Refused):
-                return self._tiled(graph, steps, products, None)
-        pairs = self._dtype == torch.bfloat16 and torch.ops.hrnet_fast.has_bfloat16_pairs()
-        lowered = lower(graph, steps, self._winograd, pairs, self._normalization, self._weights.has)
-        program = Program(lowered, self._weights, self._dtype)
-        return Plan(self, program, lowered, self._dtype, is_in_doubt(self._dtype))
+                return self._tiled(graph, steps, torch.bfloat16, None)
+        images = torch.float32 if self._form == "float32" else self._dtype
+        lowered = lower(graph, steps, self._winograd, self._form == "pairs", self._normalization, self._weights.has)
+        return Plan(self, Program(lowered, self._weights, images), lowered, self._dtype, self._form)
 
     def _tiled(self, graph: Graph, steps: list[Step], products: torch.dtype, factors: Mapping | None) -> "Plan":
         lowered = tiled_steps.lower(graph, steps, self._normalization, factors)
-        return Plan(self, TiledProgram(lowered, self._weights, self._dtype), lowered, products, False)
+        return Plan(self, TiledProgram(lowered, self._weights, self._dtype), lowered, products, "tiles")
 
     def arena(self, size: int) -> Tensor:
         """At least so many bytes, the same ones for all plans."""
@@ -130,11 +143,16 @@ class Plan:
         program: what runs.
         lowered: what it was made of.
         products: the dtype in which convolutions multiply.
-        in_doubt: whether torch's operators may be faster.
+        form: how it is computed.
+
+    Attributes:
+        in_doubt: whether torch's operators may be faster: the CPU may have instructions for them that programs lack.
     """
 
-    def __init__(self, owner: Planned, program: Program, lowered: Lowered, products: torch.dtype, in_doubt: bool):
-        self._owner, self._program, self.products, self.in_doubt = owner, program, products, in_doubt
+    def __init__(self, owner: Planned, program: Program, lowered: Lowered, products: torch.dtype, form: str):
+        self._owner, self._program, self.products = owner, program, products
+        self.in_doubt = products != torch.float32 and form in ("half", "float32")
+        self._form = form
         self.steps, self.kernels = len(lowered.steps), lowered.kernels()
 
     def __call__(self, inputs: list[Tensor]) -> list[Tensor]:
@@ -147,6 +165,15 @@ class Plan:
         for times in samples:
             self._program.run(inputs, self._owner.arena(self._program.arena_bytes), times)
         return Profile.of(samples[1:])
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is computed in another dtype than the network's; None where it is not."""
+        if not self.in_doubt or self._form != "float32":
+            return None
+        ms = milliseconds_of_forms(self.products)
+        said = ", ".join(f"{form} {ms[form]:.2f} ms" for form in ms)
+        return f"in {self.products} it runs in float32 inside, which was measured to be faster here: {said}"
 
     def refill(self) -> None:
         """Forgets copies of parameters."""

@@ -14,7 +14,7 @@ SHAPE = (1, 3, 64, 96)
 @pytest.mark.planned
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_every_operation_is_timed(dtype, monkeypatch):
-    monkeypatch.setattr(planned, "is_in_doubt", lambda dtype: False)
+    monkeypatch.setattr(planned, "form", lambda dtype: "tiles")  # else torch's operators might be faster
     model = randomize(hf.create_model("hrnet_w18_small", task="segmentation")).eval()
     fast = hf.optimize(model, torch.randn(SHAPE), dtype=dtype)
     profile = fast.profile(torch.randn(SHAPE), repeat=3)
