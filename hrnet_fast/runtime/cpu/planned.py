@@ -1,6 +1,7 @@
 """The CPU program of a network: one plan for each shape of its inputs, weights and memory shared."""
 
 import contextlib
+import weakref
 from collections.abc import Mapping
 
 import torch
@@ -71,6 +72,7 @@ class Planned:
     def __init__(self, dtype: torch.dtype, winograd: bool, normalization: Normalization | None):
         self._dtype, self._winograd, self._normalization = dtype, winograd, normalization
         self._weights = PackedWeights()
+        self._programs: weakref.WeakSet[Program] = weakref.WeakSet()
         self._arena = torch.empty(0, dtype=torch.uint8)
 
     def prepare(
@@ -101,6 +103,11 @@ class Planned:
         pairs = self._dtype == torch.bfloat16 and torch.ops.hrnet_fast.has_bfloat16_pairs()
         lowered = lower(graph, steps, self._winograd, pairs, self._normalization, self._weights.has)
         program = Program(lowered, self._weights, self._dtype)
+        self._programs.add(program)
+        outgrown = self._weights.outgrown()
+        for other in self._programs:
+            if any(map(other.reads, outgrown)):
+                other.encode()
         return Plan(self, program, lowered, self._dtype, is_in_doubt(self._dtype))
 
     def _tiled(self, graph: Graph, steps: list[Step], products: torch.dtype, factors: Mapping | None) -> "Plan":
