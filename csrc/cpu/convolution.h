@@ -18,6 +18,11 @@ constexpr int kAlgorithms = 6;
 constexpr int tile_of(Algorithm a) { return static_cast<int>(a) % 3 * 2; }  // 0: direct
 constexpr bool is_winograd(Algorithm a) { return tile_of(a) != 0; }
 constexpr bool has_pairs(Algorithm a) { return a >= Algorithm::kDirectPairs; }
+// Whether an algorithm reads weights that are packed for another one, or for itself: the points of tiles of 2x2 are
+// among those of 4x4.
+constexpr bool reads_weights_of(Algorithm a, Algorithm packed) {
+  return a == packed || (tile_of(a) == 2 && tile_of(packed) == 4 && has_pairs(a) == has_pairs(packed));
+}
 
 struct Planes {  // [n, channels, h, w], rows and planes dense
   const void* data = nullptr;
@@ -33,6 +38,7 @@ struct Convolution {
   Planes source[kMaxSources];
   Planes residual;  // of the output's shape and dtype; data null: absent
   Planes output;
+  Algorithm packed = Algorithm::kDirect;  // that the weight is packed for
   const float* weight = nullptr;  // as pack_weights lays it out
   const float* bias = nullptr;  // [c_out]
   const float* border = nullptr;  // [c_in], what lies around each channel; null: zeros. For kDirect

@@ -29,14 +29,16 @@ constexpr double kG4[6][3] = {{1, 0, 0},
                               {1. / 6, kSqrt2 / 6, 1. / 3},
                               {1. / 6, -kSqrt2 / 6, 1. / 3},
                               {0, 0, 1}};
-constexpr double kG2[4][3] = {{1, 0, 0}, {.5, .5, .5}, {.5, -.5, .5}, {0, 0, 1}};
+// Tiles of 2x2 have the first three of these points and the last one.
+constexpr int kOfTwo[4] = {0, 1, 2, 5};
 
 using Values = float[kChannelBlock];
 constexpr int64_t kMaxPoints = kMaxKernel * kMaxKernel;
 
 template <int n>
-void transform(const double (&g)[n][3], const double (&w)[9][kChannelBlock], Values* to) {
-  double half[n][3][kChannelBlock];
+void transform(const double (&w)[9][kChannelBlock], Values* to) {
+  double g[n][3], half[n][3][kChannelBlock];
+  for (int r = 0; r < n; ++r) std::copy_n(kG4[n == 4 ? kOfTwo[r] : r], 3, g[r]);
   for (int r = 0; r < n; ++r)
     for (int x = 0; x < 3; ++x)
       for (int64_t o = 0; o < kChannelBlock; ++o)
@@ -64,9 +66,9 @@ void filters(const Packing& p, int64_t block, int64_t c, Values* to) {
   for (int64_t o = 0; o < kChannelBlock; ++o)
     for (int64_t i = 0; i < 9; ++i) w[i][o] = tap(o, i);
   if (p.n == 6)
-    transform(kG4, w, to);
+    transform<6>(w, to);
   else
-    transform(kG2, w, to);
+    transform<4>(w, to);
   for (int64_t i = 0; i < p.n * p.n; ++i)  // not zeros of another sign
     for (int64_t o = last; o < kChannelBlock; ++o) to[i][o] = 0.f;
 }

@@ -26,13 +26,14 @@ using torch::stable::Tensor;
 Convolution read_convolution(Reader& in) {
   Convolution q;
   q.algorithm = static_cast<Algorithm>(in.next(0, kAlgorithms - 1));
+  q.packed = static_cast<Algorithm>(in.next(0, kAlgorithms - 1));
   q.n = in.size(), q.h = in.size(), q.w = in.size(), q.c_out = in.size();
   q.kernel = static_cast<int>(in.next(1, kMaxKernel)), q.stride = static_cast<int>(in.next(1, 2));
   q.relu_from = in.next();
   q.sources = static_cast<int>(in.next(1, kMaxSources));
   const bool winograd = is_winograd(q.algorithm), pairs = has_pairs(q.algorithm);
   STD_TORCH_CHECK(q.kernel % 2 == 1 && (!winograd || (q.kernel == 3 && q.stride == 1 && q.sources == 1)) &&
-                      (!pairs || multiplies_pairs()),
+                      (!pairs || multiplies_pairs()) && reads_weights_of(q.algorithm, q.packed),
                   "run_program: a convolution that the kernels do not know");
   q.h_out = (q.h - 1) / q.stride + 1, q.w_out = (q.w - 1) / q.stride + 1;
   for (int s = 0; s < q.sources; ++s) {
@@ -45,7 +46,7 @@ Convolution read_convolution(Reader& in) {
   q.residual = in.planes(q.n, q.h_out, q.w_out, Use::kReadAndReplaced);
   STD_TORCH_CHECK(q.output.channels == q.c_out && q.residual.channels == q.c_out && q.residual.dtype == q.output.dtype,
                   "run_program: a convolution's residual is not like its output");
-  const int64_t weights = packed_weight_size(q.algorithm, q.c_out, q.c_in, q.kernel);
+  const int64_t weights = packed_weight_size(q.packed, q.c_out, q.c_in, q.kernel);
   q.weight = reinterpret_cast<const float*>(in.address(weights, DType::kFloat32));
   q.bias = reinterpret_cast<const float*>(in.address(q.c_out, DType::kFloat32));
   q.border = reinterpret_cast<const float*>(in.address(q.c_in, DType::kFloat32));

@@ -9,16 +9,19 @@
 template <class V, int M>
 struct WinogradTransform;
 
-// Points 0, 1, -1, infinity.
+// Points 0, +-sqrt(1/2), infinity: those of 4x4 tiles, in whose weights these find theirs.
 template <class V>
 struct WinogradTransform<V, 2> {
   static void input(V (&d)[4]) {
-    const V d0 = d[0] - d[2], d1 = d[1] + d[2], d2 = d[2] - d[1], d3 = d[1] - d[3];
-    d[0] = d0, d[1] = d1, d[2] = d2, d[3] = d3;
+    const V h = V::set1(0.70710678118f), d1 = d[1], d2 = d[2];
+    d[0] = V::fma(V::set1(-2.f), d2, d[0]);
+    d[1] = V::fma(h, d1, d2);
+    d[2] = V::fnma(h, d1, d2);
+    d[3] = V::fma(V::set1(-0.5f), d1, d[3]);
   }
   static void output(const V (&m)[4], V (&y)[2]) {
-    y[0] = m[0] + m[1] + m[2];
-    y[1] = m[1] - m[2] - m[3];
+    y[0] = V::fma(V::set1(-1.5f), m[1] + m[2], m[0]);
+    y[1] = V::fma(V::set1(-1.06066017178f), m[1] - m[2], m[3]);
   }
 };
 
@@ -239,8 +242,10 @@ class Winograd {
   template <int B, int G>
   void multiply(int p, int64_t block, const float* x, float* products) const {
     constexpr int O = G * kChannelBlock;
-    const int64_t weights = P * depth_ * kChannelBlock;  // of a block
-    const float* w = q_.weight + block * weights + p * depth_ * kChannelBlock;
+    const int grid = tile_of(q_.packed) + 2;  // it may have points that are not needed here, before the last of a row
+    const auto in_grid = [grid](int i) { return i == N - 1 ? grid - 1 : i; };
+    const int64_t weights = grid * grid * depth_ * kChannelBlock;  // of a block
+    const float* w = q_.weight + block * weights + (in_grid(p / N) * grid + in_grid(p % N)) * depth_ * kChannelBlock;
     V sum[O][B];
     for (int o = 0; o < O; ++o)
       for (int b = 0; b < B; ++b) sum[o][b] = V::zero();

@@ -5,6 +5,7 @@ setting them up imports torch._dynamo and sympy, which takes longer than all tha
 make up an HRNet a formula gives the shape; torch's fake tensors are set up for what is left.
 """
 
+import weakref
 from typing import Any
 
 import torch
@@ -33,6 +34,14 @@ class Fakes(FakeTensorMode):
         self._mode_key = torch._C._TorchDispatchModeKey.FAKE
         self.in_kernel_invocation = False
         self.enter_stack = []
+        self._nothing: weakref.WeakValueDictionary[tuple, FakeTensor] = weakref.WeakValueDictionary()
+
+    def nothing(self, of: Any, dtype: torch.dtype, device: torch.device) -> FakeTensor:
+        """A result without elements, one for all calls of an operator: a norm gives three, which nobody reads."""
+        found = self._nothing.get((of, dtype, device))
+        if found is None:
+            found = self._nothing[of, dtype, device] = fake(self, (0,), dtype, device)
+        return found
 
     def __getattr__(self, name: str) -> Any:
         if "fake_tensor_converter" in vars(self) or (name.startswith("__") and name.endswith("__")):
@@ -59,11 +68,13 @@ def fake(mode: FakeTensorMode, shape, dtype: torch.dtype, device: torch.device, 
         del guard
 
 
-def result_of(mode: FakeTensorMode, func: Any, args: tuple, kwargs: dict) -> Any:
+def result_of(mode: Fakes, func: Any, args: tuple, kwargs: dict) -> Any:
     """What an operator returns for such arguments; torch's mode is asked where no formula is known."""
     if func is aten.empty.memory_format:  # of batch_norm, for what training would keep
         dtype, device, dense = kwargs.get("dtype"), kwargs.get("device"), kwargs.get("layout") == torch.strided
         if kwargs.keys() <= _EMPTY and dtype and device and dense:
+            if list(args[0]) == [0]:
+                return mode.nothing(func, dtype, device)
             return fake(mode, args[0], dtype, device)
     elif func is aten.cat.default:
         shape = _concatenated(*args) if len(args) == 2 and not kwargs else None
@@ -72,7 +83,7 @@ def result_of(mode: FakeTensorMode, func: Any, args: tuple, kwargs: dict) -> Any
     x = args[0] if args else None
     if not kwargs and _is_plain(x):
         if func in _NORMS and not (_NORMS[func] and args[_NORMS[func]]):
-            empty = [fake(mode, (0,), x.dtype, x.fake_device) for _ in range(2)]
+            empty = [mode.nothing((func, k), x.dtype, x.fake_device) for k in range(2)]
             return fake(mode, x.shape, x.dtype, x.fake_device), *empty
         shape = _shape(func, x, args)
         if shape is not None and min(shape) > 0:

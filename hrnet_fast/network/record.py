@@ -214,9 +214,10 @@ class _PythonCode(TorchFunctionMode):
         if func is F.one_hot and (classes := (*args[1:], *kwargs.values(), -1)[0]) > 0:  # it would look for the largest
             return (args[0].unsqueeze(-1) == torch.arange(classes, device=args[0].device)).long()
         out = kwargs.get("out")
-        before = out.shape if isinstance(out, Tensor) else None
+        # functionalization forgets the views of a tensor that is resized; one without memory has none to speak of
+        before = out.shape if isinstance(out, Tensor) and out.untyped_storage().nbytes() > 0 else None
         result = func(*args, **kwargs)
-        if before is not None and out.shape != before:  # functionalization forgets the views of such a tensor
+        if before is not None and (out.shape != before or 0 in before):
             raise Refused("it resizes a tensor by out=")
         return result
 

@@ -100,9 +100,12 @@ class Sizes:
         Raises:
             Refused: one is not.
         """
-        known = Known(self)
-        for value in self._twins:
-            known.see(value)
+        known, seen = Known(self), set()
+        for value, twins in self._twins.items():
+            shapes = tuple(t.shape for t in twins)
+            if shapes not in seen:
+                seen.add(shapes)
+                known.see(value)
         for numbers in self._arguments.values():
             known.made_of(numbers)
 
@@ -119,18 +122,23 @@ class Sizes:
 
     def _differs(self, leaves: tuple) -> bool:
         """Whether they are numbers that differ. Other things must be the same in all recordings."""
-        first = leaves[0]
-        if any(type(x) is not type(first) for x in leaves):
-            raise Refused(f"it uses {first!r} or {leaves[-1]!r}, by the size of the image")
-        if isinstance(first, Constant):
+        first, others = leaves[0], leaves[1:]
+        kind = type(first)
+        for x in others:
+            if type(x) is not kind:
+                raise Refused(f"it uses {first!r} or {x!r}, by the size of the image")
+        if kind is Constant:
             self._constants(leaves)
-        elif isinstance(first, Value):
+        elif kind is Value:
             if self._twins.get(first) != leaves:
                 raise Refused("who reads which tensor depends on the size of the image")
-        elif any(not _equal(x, first) for x in leaves):
-            if type(first) is not int:
-                raise Refused(f"it uses {first!r} or {leaves[-1]!r}, by the size of the image")
-            return True
+        else:
+            for x in others:
+                if _equal(x, first):
+                    continue
+                if kind is not int:
+                    raise Refused(f"it uses {first!r} or {x!r}, by the size of the image")
+                return True
         return False
 
     def _constants(self, constants: tuple[Constant, ...]) -> None:

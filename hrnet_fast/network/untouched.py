@@ -98,7 +98,11 @@ class _Snapshot:
             self._seen.add(id(x))
             self._containers.append((x, x.copy(), name))
             for inner in list(x.values() if isinstance(x, dict) else x):
-                if type(inner) not in _LEAVES:
+                if type(inner) in _LEAVES:
+                    continue
+                if isinstance(inner, _CONTAINERS) and len(inner) == 0:  # of hooks and much else: most that there is
+                    self._containers.append((inner, (), name))
+                else:
                     self._follow(inner, depth - 1, name)
         elif isinstance(x, tuple):
             for inner in x:
@@ -128,7 +132,7 @@ class _Snapshot:
         """Puts everything back; names the first place that held a tensor for which ``kept`` is true."""
         stored = None
         for x, before, name in self._containers:
-            if _same(x, before):
+            if len(x) == 0 == len(before) or _same(x, before):
                 continue
             if stored is None and _holds(_news(x, before), kept, _DEPTH):
                 stored = name

@@ -18,15 +18,14 @@ class Fingerprint(NamedTuple):
         Writes that leave no trace are not seen: through ``parameter.data``, numpy, DLPack, the storage, and those to
         tensors made under ``torch.inference_mode()``.
         """
-        tensors = (*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False))
         everywhere = nn.modules.module
-        hooks = tuple(
-            (name, id(m), tuple(m._forward_hooks), tuple(m._forward_pre_hooks)) for name, m in model.named_modules()
-        )
-        structure = (
-            tuple((name, id(t)) for name, t in tensors),
-            hooks,
-            (tuple(everywhere._global_forward_hooks), tuple(everywhere._global_forward_pre_hooks)),
-        )
-        versions = tuple((None if t.is_inference() else t._version, t.data_ptr()) for _, t in tensors)
+        modules, tensors = [], []
+        for name, m in model.named_modules(remove_duplicate=False):
+            named = [(k, t) for place in (m._parameters, m._buffers) for k, t in place.items() if t is not None]
+            tensors += [t for _, t in named]
+            own = tuple((k, id(t)) for k, t in named)
+            modules.append((name, id(m), own, tuple(m._forward_hooks), tuple(m._forward_pre_hooks)))
+        of_all = tuple(everywhere._global_forward_hooks), tuple(everywhere._global_forward_pre_hooks)
+        structure = (tuple(modules), of_all)
+        versions = tuple((None if t.is_inference() else t._version, t.data_ptr()) for t in tensors)
         return cls(structure, versions)

@@ -85,7 +85,19 @@ def by_memory(m, x):
     return m.conv(x) * float(x.numpy().sum())
 
 
-@pytest.mark.parametrize("code", [normalized_in_place, cached, counted, several_at_once])
+def into_nothing(m, x):
+    made = torch.empty(0)
+    torch.add(x, 1, out=made)
+    return m.conv(made)
+
+
+def into_no_channels(m, x):
+    y = m.conv(x)
+    torch.add(x, 1, out=y[:, :0])  # it would write into y
+    return y
+
+
+@pytest.mark.parametrize("code", [normalized_in_place, cached, counted, several_at_once, into_nothing])
 def test_recorded(code):
     model = Body(code).eval()
     before = snapshot(model)
@@ -104,6 +116,7 @@ REFUSED = {
     looked_at: "depends on the pixels",
     in_training: "running statistics",
     by_memory: "looks into a tensor by numpy",
+    into_no_channels: "resizes a tensor by out=",
 }
 
 

@@ -17,11 +17,12 @@ from support.model_cases import image
 def test_packed_weights_are_shared_bounded_and_freed():
     model, x = network(fast=False), image((64, 64), 1)
     fast = hf.optimize(model, x, max_shapes=2)
-    one = fast.memory().weights
-    for size in ((64, 96), (96, 64), (72, 72), (128, 64), (64, 128), (33, 65), (96, 96)):
+    largest = fast.memory().weights
+    for size in ((64, 96), (96, 64), (72, 72), (128, 64), (256, 192), (33, 65), (96, 96)):
         other = image(size, 1)
         assert max(errors(fast(other), model, other)) < 1e-5
-        assert fast.memory().weights < 2.2 * one  # of two shapes at most, were nothing shared
+        largest = max(largest, hf.optimize(model, other).memory().weights)  # what a shape takes alone
+        assert fast.memory().weights < 1.3 * largest  # in small images some convolutions are direct, too
     alive = weakref.ref(next(iter(fast._ways._planned._weights._known.values())))
     gc.disable()
     try:

@@ -19,6 +19,7 @@ from hrnet_fast.network.record import record
 from hrnet_fast.network.sums import Sum
 from hrnet_fast.runtime.cpu import steps, tiled_steps
 from hrnet_fast.runtime.cpu.encode import DTYPES, Program
+from hrnet_fast.runtime.cpu.operations import WINOGRAD2, WINOGRAD4
 from hrnet_fast.runtime.cpu.packed_weights import PackedWeights
 from hrnet_fast.runtime.cpu.tiled_encode import TiledProgram
 
@@ -78,9 +79,10 @@ def of_a_convolution(chance: random.Random):
     n, h, w, c_out = number(1, 3), number(1, 40), number(1, 40), number(1, 30)
     sources = 1 if algorithm else number(1, 5)
     channels = [number(1, 20) for _ in range(sources)]
-    size = torch.ops.hrnet_fast.packed_convolution_size(algorithm, c_out, sum(channels), kernel)
+    packed = algorithm if algorithm != WINOGRAD2 or number(2) else WINOGRAD4
+    size = torch.ops.hrnet_fast.packed_convolution_size(packed, c_out, sum(channels), kernel)
     others = [torch.rand(size), torch.rand(c_out), torch.rand(sum(channels))]
-    words = [algorithm, n, h, w, c_out, kernel, stride, number(c_out + 1), sources]
+    words = [algorithm, packed, n, h, w, c_out, kernel, stride, number(c_out + 1), sources]
 
     def planes(c: int, height: int, width: int, dtype: torch.dtype) -> None:
         between = c * height * width + number(3)

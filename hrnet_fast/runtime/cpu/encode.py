@@ -41,8 +41,6 @@ class Program:
 
     def __init__(self, plan: Lowered, weights: PackedWeights, dtype: torch.dtype):
         self._plan, self._weights, self._dtype = plan, weights, dtype
-        self._blobs: list[Tensor] = []
-        self._places: dict[Packed, tuple[int, int]] = {}  # tensor of that list, and byte; holds what this plan needs
         self._casts: dict[Constant, Tensor] = {}
         self._offsets, self.arena_bytes = memory.place(plan, self._bytes)
         self._external = self._externals()
@@ -52,7 +50,7 @@ class Program:
         self._just_made = len(made) == len(plan.outputs) and all(
             (i.first, i.channels, i.buffer.dtype(dtype)) == (0, i.buffer.shape[1], dtype) for i in images
         )
-        self._pieces = self._encode()
+        self.encode()
 
     def _bytes(self, buffer: Buffer) -> int:
         n, c, h, w = buffer.shape
@@ -69,6 +67,16 @@ class Program:
                     if buffer is not None and buffer.external:
                         found[buffer] = len(found)
         return found
+
+    def encode(self) -> None:
+        """Takes the packed weights that there are now, and lets go of those that it had."""
+        self._blobs: list[Tensor] = []
+        self._places: dict[Packed, tuple[int, int]] = {}  # tensor of that list, and byte; holds what this plan needs
+        self._pieces = self._encode()
+
+    def reads(self, packed: Packed) -> bool:
+        """Whether it holds these weights."""
+        return packed in self._places
 
     def _encode(self) -> list[Piece]:
         # all weights first: their number says where the other tensors come in the list
@@ -250,6 +258,7 @@ class Program:
         residual = [*self._planes(op.output)[:3], *NOWHERE] if op.residual is None else self._planes(op.residual)
         return [
             op.algorithm,
+            weight.algorithm,
             n,
             h,
             w,

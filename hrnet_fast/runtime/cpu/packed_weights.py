@@ -10,7 +10,7 @@ from torch import Tensor
 from hrnet_fast.network.integers import Factor, in_bytes
 from hrnet_fast.network.sums import Weight
 from hrnet_fast.nn.folds import rounded
-from hrnet_fast.runtime.cpu.operations import DIRECT, PAIRS, Convolution, Exchange
+from hrnet_fast.runtime.cpu.operations import DIRECT, PAIRS, WINOGRAD2, WINOGRAD4, Convolution, Exchange
 
 _LARGEST, _ALIGNMENT = 4 << 20, 64  # bytes
 
@@ -39,13 +39,14 @@ class Slabs:
 class Packed:
     """Bytes that a kernel reads, a piece of ``slab`` from ``start`` on, and what fills them from the parameters.
 
-    ``parts``: where in them several things begin.
+    ``parts``: where in them several things begin; ``algorithm``: that a convolution's weight is packed for.
     """
 
     def __init__(
         self, slab: Tensor, start: int, size: int, fill: Callable[[Tensor], None], parts: tuple[int, ...] = (0,)
     ):
         self.slab, self.start, self.bytes, self.parts = slab, start, slab[start : start + size], parts
+        self.algorithm = DIRECT
         self._fill = fill
         self.refill()
 
@@ -65,12 +66,13 @@ class PackedWeights:
     def __init__(self, slab: int = 256 << 10):
         self._slabs = Slabs(slab)
         self._known: weakref.WeakValueDictionary[tuple, Packed] = weakref.WeakValueDictionary()
+        self._outgrown: list[Packed] = []
 
     def convolution(self, op: Convolution) -> tuple[Packed, Packed, Packed | None]:
         """A convolution's weight, its bias and its border (None: zeros)."""
         c_in, c_out = sum(s.channels for s in op.sources), op.output.channels
         parts, normal = tuple(tuple(block) for block in op.weights), op.normalization
-        algorithm = op.algorithm  # the operation itself must not be kept alive
+        algorithm = self._form(parts, op.algorithm)  # the operation itself must not be kept alive
         size = torch.ops.hrnet_fast.packed_convolution_size(algorithm, c_out, c_in, op.kernel)
         if normal is not None:  # of each of the sources, which are all the image
             mean, std = (torch.tensor(v * len(op.sources), dtype=torch.float64) for v in (normal.mean, normal.std))
@@ -93,9 +95,14 @@ class PackedWeights:
         def fill_border(to: Tensor) -> None:
             to.view(torch.float32).copy_(mean)
 
+        weight = self._packed(("weight", parts, algorithm, normal), 4 * size, fill_weight)
+        weight.algorithm = algorithm
+        if algorithm % PAIRS == WINOGRAD4:
+            smaller = self._known.pop(("weight", parts, algorithm - 1, None), None)
+            self._outgrown += [] if smaller is None else [smaller]
         border = None if normal is None else self._packed(("border", normal, c_in), 4 * c_in, fill_border)
         return (
-            self._packed(("weight", parts, algorithm, normal), 4 * size, fill_weight),
+            weight,
             self._packed(("bias", parts, normal), 4 * c_out, fill_bias),
             border,
         )
@@ -132,8 +139,19 @@ class PackedWeights:
         )
 
     def has(self, weights: tuple[tuple[Weight, ...], ...], algorithm: int) -> bool:
-        """Whether a convolution's weights are packed for an algorithm already."""
-        return ("weight", weights, algorithm, None) in self._known
+        """Whether a convolution's weights are packed for an algorithm already, or so that it can read them."""
+        return ("weight", weights, self._form(weights, algorithm), None) in self._known
+
+    def outgrown(self) -> list[Packed]:
+        """Those that a larger form has replaced since the last call: programs that hold them encode themselves anew."""
+        found, self._outgrown = self._outgrown, []
+        return found
+
+    def _form(self, weights: tuple[tuple[Weight, ...], ...], algorithm: int) -> int:
+        """The algorithm for which weights are packed: the points of tiles of 2x2 are among those of 4x4."""
+        larger = algorithm + 1
+        in_larger = algorithm % PAIRS == WINOGRAD2 and ("weight", weights, larger, None) in self._known
+        return larger if in_larger else algorithm
 
     def matrix(self, weight: Weight, dtype: torch.dtype) -> Packed:
         """A 1x1 weight [c_out, c_in] in another dtype."""

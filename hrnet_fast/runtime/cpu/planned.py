@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import weakref
 from collections.abc import Mapping
 
 import torch
@@ -84,6 +85,7 @@ class Planned:
         self._dtype, self._winograd, self._normalization = dtype, winograd, normalization
         self._form = form
         self._weights = PackedWeights()
+        self._programs: weakref.WeakSet[Program] = weakref.WeakSet()
         self._arena = torch.empty(0, dtype=torch.uint8)
 
     def prepare(
@@ -114,7 +116,13 @@ class Planned:
                 return self._tiled(graph, steps, torch.bfloat16, None)
         images = torch.float32 if self._form == "float32" else self._dtype
         lowered = lower(graph, steps, self._winograd, self._form == "pairs", self._normalization, self._weights.has)
-        return Plan(self, Program(lowered, self._weights, images), lowered, self._dtype, self._form)
+        program = Program(lowered, self._weights, images)
+        self._programs.add(program)
+        outgrown = self._weights.outgrown()
+        for other in self._programs:
+            if any(map(other.reads, outgrown)):
+                other.encode()
+        return Plan(self, program, lowered, self._dtype, self._form)
 
     def _tiled(self, graph: Graph, steps: list[Step], products: torch.dtype, factors: Mapping | None) -> "Plan":
         lowered = tiled_steps.lower(graph, steps, self._normalization, factors)

@@ -4,6 +4,7 @@ The fuzzer changes programs that the planner made and runs them in a process of 
 without a signal. `make sanitize` runs it on a build that stops at the first wrong access.
 """
 
+import itertools
 import os
 import subprocess
 import sys
@@ -20,7 +21,7 @@ ops = torch.ops.hrnet_fast
 planned = pytest.mark.planned
 HUGE = [2**63 - 1, 2**62, 2**61 + 1, 2**33, 2**32 + 3, 2**31]
 # of one convolution in a program: its words in order, as in Program._convolution with one source
-ALGORITHM, N, H, W, C_OUT, KERNEL, STRIDE, RELU_FROM, SOURCES, SOURCE = range(3, 13)
+ALGORITHM, PACKED, N, H, W, C_OUT, KERNEL, STRIDE, RELU_FROM, SOURCES, SOURCE = range(3, 14)
 OUTPUT, RESIDUAL, WEIGHT = (
     SOURCE + 5,
     SOURCE + 10,
@@ -89,6 +90,7 @@ def test_a_tensor_must_have_the_dtype_that_is_written(one, dtype):
         (STRIDE,),
         (SOURCES,),
         (ALGORITHM,),
+        (PACKED,),
         (SOURCE + 3,),
         (SOURCE + 4,),
         (WEIGHT,),
@@ -105,6 +107,15 @@ def test_sizes_beyond_64_bits_are_errors(one, words, huge):
         with pytest.raises(RuntimeError):
             ops.run_program(changed(steps, *((at, sign * huge) for at in words)), arena, others)
     assert torch.equal(others[-1], before)
+
+
+@planned
+def test_weights_that_are_packed_for_another_algorithm_are_refused(one):
+    steps, arena, others = one
+    for algorithm, packed in itertools.product(range(6), repeat=2):
+        if packed not in (algorithm, algorithm + (algorithm % 3 == 1)):
+            with pytest.raises(RuntimeError, match="that the kernels do not know"):
+                ops.run_program(changed(steps, (ALGORITHM, algorithm), (PACKED, packed)), arena, others)
 
 
 @planned

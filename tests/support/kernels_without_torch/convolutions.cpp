@@ -49,6 +49,7 @@ Case any_case(Random& random) {
   Convolution& q = made.q;
   q.algorithm = random.one_of({Algorithm::kDirect, Algorithm::kWinograd2, Algorithm::kWinograd4});
   const bool winograd = is_winograd(q.algorithm);
+  q.packed = tile_of(q.algorithm) == 2 && random.chance(0.5) ? Algorithm::kWinograd4 : q.algorithm;
   q.kernel = winograd ? 3 : static_cast<int>(random.one_of({1, 3, 3, 5, 7}));
   q.stride = winograd ? 1 : static_cast<int>(random.between(1, 2));
   q.n = random.between(1, 2), q.h = random.between(1, 20), q.w = random.between(1, 30);
@@ -74,8 +75,8 @@ Case any_case(Random& random) {
   }
   const double scale = 1 / std::sqrt(static_cast<double>(q.c_in * taps));
   made.weight = Numbers(DType::kFloat32, q.c_out * q.c_in * taps, random, scale);
-  made.packed = Numbers(DType::kFloat32, packed_weight_size(q.algorithm, q.c_out, q.c_in, q.kernel));
-  pack_weights(q.algorithm, reinterpret_cast<const float*>(made.weight.data()), q.c_out, q.c_in, q.kernel,
+  made.packed = Numbers(DType::kFloat32, packed_weight_size(q.packed, q.c_out, q.c_in, q.kernel));
+  pack_weights(q.packed, reinterpret_cast<const float*>(made.weight.data()), q.c_out, q.c_in, q.kernel,
                reinterpret_cast<float*>(made.packed.data()));
   made.bias = Numbers(DType::kFloat32, q.c_out, random);
   made.border = Numbers(DType::kFloat32, q.c_in, random);
