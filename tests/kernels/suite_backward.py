@@ -48,8 +48,10 @@ def test_half_precision(dtype):
 
 
 def test_same_bits():
-    first, second = (check((1, 18, 16, 12), ((8, 6), (4, 3)), torch.float32, ("bilinear", False), torch.channels_last, True, True)
-                     for _ in range(2))  # fmt: skip
+    first, second = (
+        check((1, 18, 16, 12), ((8, 6), (4, 3)), torch.float32, ("bilinear", False), torch.channels_last, True, True)
+        for _ in range(2)
+    )
     assert all(map(torch.equal, first, second))
 
 

@@ -52,8 +52,13 @@ def test_half_precision(name, dtype, layout):
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_products_inside(name):
     """The kernel with products inside serves float32 only as TF32, which the interpreter does not round."""
-    check(BY_NAME[name], "align_corners" if name == "projected-odd" else "bilinear", torch.float32, "channels_last",
-          tf32=True)  # fmt: skip
+    check(
+        BY_NAME[name],
+        "align_corners" if name == "projected-odd" else "bilinear",
+        torch.float32,
+        "channels_last",
+        tf32=True,
+    )
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -65,8 +70,9 @@ def test_products_inside_in_half_precision(dtype):
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
 def test_several_outputs_in_one_launch(layout):
     """An exchange unit: outputs of different sizes and channels, with and without bias, an empty one among them."""
-    streams = [torch.randn(2, c, h, w).contiguous(memory_format=layout)
-               for c, h, w in ((18, 21, 30), (36, 11, 15), (20, 6, 8))]  # fmt: skip
+    streams = [
+        torch.randn(2, c, h, w).contiguous(memory_format=layout) for c, h, w in ((18, 21, 30), (36, 11, 15), (20, 6, 8))
+    ]
     calls = []
     for i, x in enumerate(streams):
         weights = [None, *[torch.randn(x.shape[1], z.shape[1]) / 6 for z in streams[i + 1 :]]]

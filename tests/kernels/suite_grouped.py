@@ -22,8 +22,11 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 @pytest.fixture(autouse=True)
 def _large_tiles(monkeypatch):
     """Larger tiles than those of GPUs: the interpreter takes a time for every tile, whatever its size."""
-    tiles = (configurations.GroupedTile(8, 16, 16, 16), configurations.GroupedTile(16, 32, 64, 64),
-             configurations.GroupedTile(16, 32, 32, 16))  # fmt: skip
+    tiles = (
+        configurations.GroupedTile(8, 16, 16, 16),
+        configurations.GroupedTile(16, 32, 64, 64),
+        configurations.GroupedTile(16, 32, 32, 16),
+    )
     for name, row in configurations.GROUPED_LEVEL.items():
         monkeypatch.setitem(configurations.GROUPED_LEVEL, name, row._replace(tiles=tiles))
 
@@ -90,9 +93,16 @@ def test_a_level_of_everything(dtype):
     conv([c], 18, 1, 2, False)
     tiles = configurations.GROUPED_LEVEL[configurations.products(dtype, False)].tiles
     rows, terms, programs = table(tasks, tiles, taps.HALF_PIXEL)
-    grouped_level(arena.memory, arena.memory, weights.memory, biases, torch.tensor(rows, dtype=torch.int32),
-                  torch.tensor(terms, dtype=torch.int32), programs,
-                  constants(dtype, False, taps.HALF_PIXEL, False, interpreted=True))  # fmt: skip
+    grouped_level(
+        arena.memory,
+        arena.memory,
+        weights.memory,
+        biases,
+        torch.tensor(rows, dtype=torch.int32),
+        torch.tensor(terms, dtype=torch.int32),
+        programs,
+        constants(dtype, False, taps.HALF_PIXEL, False, interpreted=True),
+    )
     for task, ref in zip(tasks, exact, strict=True):
         found = arena.view(task.out, n)
         assert relative_error(found[:, : ref.shape[1]], ref) < OPERATOR[dtype]

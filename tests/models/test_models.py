@@ -16,8 +16,11 @@ MODE_IDS = ["bilinear", "align-corners", "nearest"]
 
 
 # The official README's table for Cityscapes, 19 classes, 1024x2048.
-PUBLISHED = [("hrnet_w18_small_v1", 1_540_819, 31.1), ("hrnet_w18_small_v2", 3_939_579, 71.6),
-             ("hrnet_w48", 65_859_379, 696.2)]  # fmt: skip
+PUBLISHED = [
+    ("hrnet_w18_small_v1", 1_540_819, 31.1),
+    ("hrnet_w18_small_v2", 3_939_579, 71.6),
+    ("hrnet_w48", 65_859_379, 696.2),
+]
 
 
 @pytest.mark.parametrize(("name", "parameters", "gflops"), PUBLISHED, ids=[row[0] for row in PUBLISHED])

@@ -1,4 +1,4 @@
-"""HRNet-like networks drawn at random go through hf.optimize in each dtype: right at every size, the model as it was."""
+"""Random HRNet-like networks go through hf.optimize in each dtype: right at every size, the model unchanged."""
 
 import copy
 

@@ -22,8 +22,16 @@ from support.families.common import BasicBlock
 
 CHANNELS = [4, 6, 8]
 CASES, CHUNK = 500, 50
-UNITS = (official.NearestModule, official.SizedModule, official.AlignedModule, official.PoseModule, openmmlab.HRModule,
-         openmmlab.FaceModule, openmmlab.SegModule, simple_hrnet.StageModule)  # fmt: skip
+UNITS = (
+    official.NearestModule,
+    official.SizedModule,
+    official.AlignedModule,
+    official.PoseModule,
+    openmmlab.HRModule,
+    openmmlab.FaceModule,
+    openmmlab.SegModule,
+    simple_hrnet.StageModule,
+)
 
 
 def streams(batch=2):
@@ -266,10 +274,10 @@ def frozen(model, draw):
     model.requires_grad_(False)
 
 
-EDITS = (activation, upsample_settings, upsample_replaced, geometry, own_forward, own_method, hook, removed_hook, parametrized,
-         weight_norm, eps, norm_replaced, norm_of_the_batch, norm_without_statistics, more_in_a_path, bias_added,
-         weights_loaded, weight_replaced, weight_written, module_replaced, optimizer_step, averaged, subclass, double,
-         observed, swapped, frozen)  # fmt: skip
+EDITS = (activation, upsample_settings, upsample_replaced, geometry, own_forward, own_method, hook, removed_hook,
+         parametrized, weight_norm, eps, norm_replaced, norm_of_the_batch, norm_without_statistics, more_in_a_path,
+         bias_added, weights_loaded, weight_replaced, weight_written, module_replaced, optimizer_step, averaged,
+         subclass, double, observed, swapped, frozen)  # fmt: skip
 
 
 def called(edit, model, seed):

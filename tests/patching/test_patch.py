@@ -1,4 +1,4 @@
-"""patch and unpatch on every family: the same outputs, gradients, keys and statistics, and everything as it was after."""
+"""patch and unpatch on every family: the same outputs, gradients, keys and statistics, and all as it was after."""
 
 import copy
 import pickle

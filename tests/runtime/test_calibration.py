@@ -277,10 +277,16 @@ BAD = float("nan")
 WRONG = {
     "none": (lambda x: [], "there are no images at all"),
     "none in a tensor": (lambda x: x[:0], "there are no images at all"),
-    "channels": (lambda x: [x, x[:, :2]], r"the model does not take images 4 to 7, \[4, 2, 64, 64\] of torch.float32: "),
+    "channels": (
+        lambda x: [x, x[:, :2]],
+        r"the model does not take images 4 to 7, \[4, 2, 64, 64\] of torch.float32: ",
+    ),
     "rank": (lambda x: [torch.rand(64, 64)], r"the model does not take image 0, \[64, 64\] of torch.float32: "),
     "integers": (lambda x: x.byte(), r"the model does not take image 0, \[1, 3, 64, 64\] of torch.uint8: "),
-    "labels": (lambda x: [[x, 1]], r"the model does not take images 0 to 3, \[4, 3, 64, 64\] of torch.float32: .*got list"),
+    "labels": (
+        lambda x: [[x, 1]],
+        r"the model does not take images 0 to 3, \[4, 3, 64, 64\] of torch.float32: .*got list",
+    ),
     "text": (lambda x: ["image.png"], "the model does not take image 0, str: "),
     "too many": (lambda x: [(x, x)], "the model does not take images 0 to 3, .*: "),
     "NaN": (lambda x: [*x, x[0] * BAD], "NaN or Inf in image 4"),
@@ -288,7 +294,7 @@ WRONG = {
     "empty": (lambda x: [x[:, :, :0]], r"an empty tensor in images 0 to 3: \[4, 3, 0, 64\]"),
     "empty batch": (lambda x: [*x, x[:0]], r"an empty tensor in image 4: \[0, 3, 64, 64\]"),
     "constant": (lambda x: torch.ones(3, 3, 64, 64), r"all images are constant \(3 of 3\)"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", WRONG)

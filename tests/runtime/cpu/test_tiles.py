@@ -1,4 +1,4 @@
-"""Networks on matrix tiles: on the instructions where the CPU has them, on arrays everywhere else, the same bit by bit."""
+"""Networks on matrix tiles: on the instructions where the CPU has them, on arrays everywhere else; the same bits."""
 
 import random
 
@@ -149,7 +149,7 @@ def test_whole_networks(size, batch):
 
 
 class Halves(nn.Module):
-    """Operators of torch's between its convolutions: what one graph has written is read and written over in the next."""
+    """Operators of torch's between its convolutions: what one graph writes is read and written over in the next."""
 
     def __init__(self, width: int):
         super().__init__()
