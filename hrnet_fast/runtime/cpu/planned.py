@@ -41,7 +41,7 @@ def is_in_doubt(dtype: torch.dtype) -> bool:
 
 
 def has_tiles() -> bool:
-    """Whether networks in bfloat16 are computed by products of tiles: AMX, or on ARM instructions for small matrices."""
+    """Whether networks in bfloat16 are computed by products of tiles: AMX, on ARM the instructions for matrices."""
     return torch.ops.hrnet_fast.has_tiles()
 
 
