@@ -207,4 +207,4 @@ def frozen(model, draw):
 EDITS = (activation, upsample_settings, upsample_replaced, geometry, own_forward, own_method, hook, removed_hook,
          parametrized, weight_norm, eps, norm_replaced, norm_of_the_batch, norm_without_statistics, more_in_a_path,
          bias_added, weights_loaded, weight_replaced, weight_written, module_replaced, optimizer_step, averaged,
-         subclass, double, observed, swapped, frozen)  # fmt: skip  # fmt: skip
+         subclass, double, observed, swapped, frozen)  # fmt: skip
