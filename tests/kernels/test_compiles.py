@@ -1,5 +1,7 @@
 """Every default configuration of the Triton kernels, compiled for GPUs that are not there: registers and spills."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -109,8 +111,18 @@ def launches():
 LAUNCHES = {name: (build, case) for name, build, case in launches()}
 
 
-@pytest.mark.parametrize("target", chosen(TARGETS, lambda _, name: name == "sm_90"))
-@pytest.mark.parametrize("name", LAUNCHES)
+# by default for one target, of each channels, width of numbers and layout one case
+USUAL = ("grouped", "c48-float16", "c18-bfloat16", "c18-float32-contiguous")
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    chosen(
+        itertools.product(LAUNCHES, TARGETS),
+        lambda _, case: case[1] == "sm_90" and (case[0].startswith(USUAL) or case[0].endswith(USUAL)),
+        several=True,
+    ),
+)
 def test_compiles_without_spills(name, target, tmp_path):
     build, case = LAUNCHES[name]
     compiled = compile_for(*build(*case), GPUTarget("cuda", TARGETS[target], 32))

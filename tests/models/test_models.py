@@ -199,8 +199,9 @@ def test_randomize_is_reproducible_and_leaves_the_generator_alone():
 
 
 def test_compile_without_graph_breaks():
+    """Recorded by Dynamo; what follows it is compiled in training below, and in test_compiled_models.py."""
     plain, fast = pair(full_resolution=True)
-    assert_equal(torch.compile(fast, fullgraph=True, backend="aot_eager"), plain, image((64, 64)))
+    assert_equal(torch.compile(fast, fullgraph=True, backend="eager"), plain, image((64, 64)))
 
 
 def test_compile_trains_without_graph_breaks():
