@@ -17,7 +17,6 @@ from hrnet_fast.bench.report import milliseconds
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-GPU_MARKERS = "<!-- gpu:begin -->", "<!-- gpu:end -->"
 PAGES = ("README.md", "docs/accuracy.md", "docs/gpu.md", "docs/results.md")
 ROWS = (  # the forms of this package, in this order, where they were measured
     "model-w48-512x512-float32",

@@ -43,7 +43,7 @@ def assert_near(got, expected, dtype, about):
         assert relative_error(y, reference) < MODEL[dtype], f"{about}, {path}"
 
 
-@pytest.mark.parametrize("seed", sampled(NETWORKS, 5))
+@pytest.mark.parametrize("seed", sampled(NETWORKS, 8))
 def test_every_size_and_dtype(seed):
     network = build(seed)
     exact = copy.deepcopy(network).double()
