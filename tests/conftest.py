@@ -66,6 +66,8 @@ TAKES_LONG = {
     "test_kernels_for_arm",
     "test_right_or_refused",
     "test_random_programs",
+    "test_onnx_of_patched_networks",
+    "test_onnx_of_tasks",
 }
 
 
