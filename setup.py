@@ -186,8 +186,12 @@ def long_description(url: str) -> str:
 
 
 URL = os.environ.get("HRNET_FAST_URL", "").rstrip("/")
-PAGES = {"Source": "", "Documentation": "/blob/main/docs/index.md", "Issues": "/issues",
-         "Changelog": "/blob/main/CHANGELOG.md"}  # fmt: skip
+PAGES = {
+    "Source": "",
+    "Documentation": "/blob/main/docs/index.md",
+    "Issues": "/issues",
+    "Changelog": "/blob/main/CHANGELOG.md",
+}
 ext_modules, cmdclass = extensions()
 setup(
     long_description=long_description(URL),

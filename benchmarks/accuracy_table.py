@@ -71,8 +71,8 @@ def notes(measured: dict) -> list[str]:
     height, width = options["size"]
     found = [
         f"{_title(measured['network'])}: means over {len(runs)} network{'s' * (len(runs) > 1)}, trained for "
-        f"{options['steps']} steps of {options['batch']} images; {options['images']} other images of {height}x{width}; int8 "
-        f"calibrated with {options['calibration_images']} training images."
+        f"{options['steps']} steps of {options['batch']} images; {options['images']} other images of {height}x{width}; "
+        f"int8 calibrated with {options['calibration_images']} training images."
     ]
     by_name = {line.name: line for line in lines(measured)}
     if INT8 in by_name:

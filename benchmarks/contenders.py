@@ -21,9 +21,11 @@ TABLE: dict[str, Form] = {
     OPENVINO: Form(openvino_runtime.prepare, openvino_runtime.unsupported_reason),
     **{name: form for name, form in shipped.TABLE.items() if form.ours},
     **{name: Form(_fast, always, True, settings=settings) for name, settings in (BACKENDS | EPILOGUES).items()},
-    **{name: Form(shipped.compiled(shipped.best_plain, mode), shipped.no_compiler, needs=needs)
-       for name, (mode, needs) in MODES.items()},
-}  # fmt: skip
+    **{
+        name: Form(shipped.compiled(shipped.best_plain, mode), shipped.no_compiler, needs=needs)
+        for name, (mode, needs) in MODES.items()
+    },
+}
 ENGINES = (CHANNELS_LAST, COMPILED, ONNX_RUNTIME, OPENVINO, FAST, OPTIMIZED)
 # What is quick to prepare comes first: time may run out.
 GPU_OPERATORS, GPU_NETWORKS = (FOLDED, FAST, *BACKENDS, *MODES), (FOLDED, FAST, *EPILOGUES, *MODES)

@@ -19,8 +19,15 @@ PARTS = {  # in the order of the table: what a row calls them, and whether the m
 ORDER = ("w48", "w32", "w18")
 
 
-COLUMNS = ("on a GPU, under CUDA graphs", "eager", "torch.compile", "hrnet_fast", "over eager", "over torch.compile",
-           "of the copy bandwidth")  # fmt: skip
+COLUMNS = (
+    "on a GPU, under CUDA graphs",
+    "eager",
+    "torch.compile",
+    "hrnet_fast",
+    "over eager",
+    "over torch.compile",
+    "of the copy bandwidth",
+)
 
 
 def block(folder: Path) -> str:
@@ -38,8 +45,8 @@ def block(folder: Path) -> str:
     lines = [
         *Table(COLUMNS, rows).markdown(),
         "",
-        "Medians of runs in turn, batch 1, channels_last; eager has BatchNorm folded, torch.compile is the faster of its",
-        "modes default and max-autotune.",
+        "Medians of runs in turn, batch 1, channels_last; eager has BatchNorm folded, torch.compile is the faster of",
+        "its modes default and max-autotune.",
         *(f"Measured on: {text}." for text in dict.fromkeys(_machine(machine) for _, machine in found)),
         "Measure again: `make gpu`, then `python -m benchmarks.readme_table`.",
     ]

@@ -33,10 +33,18 @@ from hrnet_fast.models import randomize
 EAGER = "F.interpolate, argmax"
 GOAL = 1.1  # of the command's time over the forward passes'
 # of the two samples: fractions left, top, right, bottom of a crop, the result's longer side, and whether it is mirrored
-VIEWS = [((0, 0, 1, 1), 640, False), ((0, 0, 1, 1), 640, True), ((0, 0.1, 0.8, 1), 512, False),
-         ((0.2, 0, 1, 0.9), 512, True), ((0.1, 0.1, 0.9, 0.9), 720, False), ((0, 0, 0.7, 1), 600, True),
-         ((0.3, 0, 1, 1), 560, False), ((0, 0, 1, 0.7), 800, False), ((0, 0.3, 1, 1), 800, True),
-         ((0.25, 0.25, 0.75, 0.75), 480, False)]  # fmt: skip
+VIEWS = [
+    ((0, 0, 1, 1), 640, False),
+    ((0, 0, 1, 1), 640, True),
+    ((0, 0.1, 0.8, 1), 512, False),
+    ((0.2, 0, 1, 0.9), 512, True),
+    ((0.1, 0.1, 0.9, 0.9), 720, False),
+    ((0, 0, 0.7, 1), 600, True),
+    ((0.3, 0, 1, 1), 560, False),
+    ((0, 0, 1, 0.7), 800, False),
+    ((0, 0.3, 1, 1), 800, True),
+    ((0.25, 0.25, 0.75, 0.75), 480, False),
+]
 
 
 def photographs(folder: Path) -> list[Path]:

@@ -17,14 +17,21 @@ from hrnet_fast.bench.report import milliseconds
 
 ROOT = Path(__file__).parent.parent
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
-GPU_MARKERS = "<!-- gpu:begin -->", "<!-- gpu:end -->"
 PAGES = ("README.md", "docs/accuracy.md", "docs/gpu.md", "docs/results.md")
 ROWS = (  # the forms of this package, in this order, where they were measured
-    "model-w48-512x512-float32", "model-w48-512x512-bfloat16", "model-w18-512x512-float32",
-    "model-w18-512x512-bfloat16", "head-w48-128x128-float32", "head-w48-128x128-bfloat16",
-    "unit-w48-stage4-float32", "unit-w48-stage4-bfloat16", "exchange-c48-128x128-float32",
-    "exchange-c48-128x128-bfloat16", "exchange-c18-128x128-float32", "exchange-c18-128x128-bfloat16",
-)  # fmt: skip
+    "model-w48-512x512-float32",
+    "model-w48-512x512-bfloat16",
+    "model-w18-512x512-float32",
+    "model-w18-512x512-bfloat16",
+    "head-w48-128x128-float32",
+    "head-w48-128x128-bfloat16",
+    "unit-w48-stage4-float32",
+    "unit-w48-stage4-bfloat16",
+    "exchange-c48-128x128-float32",
+    "exchange-c48-128x128-bfloat16",
+    "exchange-c18-128x128-float32",
+    "exchange-c18-128x128-bfloat16",
+)
 PLOT = "benchmarks/results/speed.png"
 
 

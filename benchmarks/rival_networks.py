@@ -139,12 +139,22 @@ def _pspnet() -> nn.Module:
 NETWORKS = (
     Network("hrnet_w18", "HRNet-W18", lambda: _hrnet("hrnet_w18"), None, "the paper has no Cityscapes figure for W18"),
     Network("hrnet_w48", "HRNet-W48", lambda: _hrnet("hrnet_w48"), Published("HRNetV2-W48", 65.9e6, 747.3, 81.1)),
-    Network("unetplusplus", "UNet++", lambda: _rival("UnetPlusPlus"), Published("ResNet-101", 59.5e6, 748.5, 75.5),
-            "its nested decoder is wider"),
-    Network("deeplabv3", "DeepLabV3", lambda: _rival("DeepLabV3"),
-            Published("dilated ResNet-101", 58.0e6, 1778.7, 78.5)),
-    Network("deeplabv3plus", "DeepLabV3+", lambda: _rival("DeepLabV3Plus"),
-            Published("dilated Xception-71", 43.5e6, 1444.6, 79.6),
-            "here ResNet-101 with an output stride of 16"),
+    Network(
+        "unetplusplus",
+        "UNet++",
+        lambda: _rival("UnetPlusPlus"),
+        Published("ResNet-101", 59.5e6, 748.5, 75.5),
+        "its nested decoder is wider",
+    ),
+    Network(
+        "deeplabv3", "DeepLabV3", lambda: _rival("DeepLabV3"), Published("dilated ResNet-101", 58.0e6, 1778.7, 78.5)
+    ),
+    Network(
+        "deeplabv3plus",
+        "DeepLabV3+",
+        lambda: _rival("DeepLabV3Plus"),
+        Published("dilated Xception-71", 43.5e6, 1444.6, 79.6),
+        "here ResNet-101 with an output stride of 16",
+    ),
     Network("pspnet", "PSPNet", _pspnet, Published("dilated ResNet-101", 65.9e6, 2017.6, 79.7)),
-)  # fmt: skip
+)

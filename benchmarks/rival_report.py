@@ -11,8 +11,16 @@ from hrnet_fast.bench.machine import summary
 from hrnet_fast.bench.record import Entry, Record, Report
 from hrnet_fast.bench.report import Table, milliseconds
 
-COLUMNS = ("network", "form", "parameters", "GFLOPs at 1024x2048", "latency", "ms per GFLOP", "peak memory",
-           "published mIoU")  # fmt: skip
+COLUMNS = (
+    "network",
+    "form",
+    "parameters",
+    "GFLOPs at 1024x2048",
+    "latency",
+    "ms per GFLOP",
+    "peak memory",
+    "published mIoU",
+)
 COLOURS = {CHANNELS_LAST: "#4c84b6", FAST: "#e8a33d", OPTIMIZED: "#d9542b"}
 PREFIX = "rivals-"
 
@@ -60,8 +68,8 @@ def rows(cases: Sequence[Record]) -> list[list[str]]:
 def notes(cases: Sequence[Record]) -> list[str]:
     """What the columns are, what differs from the published networks, and why something was not timed."""
     lines = [
-        "GFLOPs: multiply-adds / 10^9 of the network as published, whatever order its form computes in; ms per GFLOP at "
-        "the measured size.",
+        "GFLOPs: multiply-adds / 10^9 of the network as published, whatever order its form computes in; ms per GFLOP "
+        "at the measured size.",
         f"mIoU: {SOURCE}; only where parameters and GFLOPs are within {100 * ALIKE:.0f} % of the published ones.",
     ]
     for case in cases:

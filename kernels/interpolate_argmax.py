@@ -83,11 +83,27 @@ def arguments(out: Tensor, scores: Tensor, align_corners: bool) -> tuple[list, d
     channels_last = not scores.is_contiguous()
     row = configurations.INTERPOLATE_ARGMAX[channels_last]
     down, across = triton.cdiv(height, row.rows), triton.cdiv(width, row.columns)
-    positional = [out, scores, h, w, taps.scale(h, height, mode), taps.scale(w, width, mode), height, width, down,
-                  across]  # fmt: skip
+    positional = [
+        out,
+        scores,
+        h,
+        w,
+        taps.scale(h, height, mode),
+        taps.scale(w, width, mode),
+        height,
+        width,
+        down,
+        across,
+    ]
     constants = {
-        "C": channels, "MODE": mode, "CHANNELS_LAST": channels_last, "SAME": (h, w) == (height, width),
-        "WIDE": scores[0].numel() >= 1 << 31, "TILE_H": row.rows, "TILE_W": row.columns,
-        "BLOCK_C": configurations.channel_block(channels, row.channels), "num_warps": row.warps,
-    }  # fmt: skip
+        "C": channels,
+        "MODE": mode,
+        "CHANNELS_LAST": channels_last,
+        "SAME": (h, w) == (height, width),
+        "WIDE": scores[0].numel() >= 1 << 31,
+        "TILE_H": row.rows,
+        "TILE_W": row.columns,
+        "BLOCK_C": configurations.channel_block(channels, row.channels),
+        "num_warps": row.warps,
+    }
     return positional, constants, (n * down * across,)

@@ -13,8 +13,7 @@ from torch import Tensor
 from hrnet_fast.kernels import configurations, taps
 
 
-@triton.jit(do_not_specialize=["low_heights", "low_widths", "row_steps", "column_steps", "height", "width", "tiles_y",
-                               "tiles_x"])  # fmt: skip
+@triton.jit(do_not_specialize="low_heights low_widths row_steps column_steps height width tiles_y tiles_x".split())
 def product_up_sum_kernel(
     out,  # [N, C, height, width], or with a projection [N, P, height, width]; all images have channels innermost
     bias,  # [C] or None
@@ -99,8 +98,9 @@ def _block(block, bias, wholes, weights, inputs, low_heights, low_widths, row_st
             at = inputs[j] + n * C * height * width + taps.offset(c, y, x, height, width, C, True, WIDE)
             acc += tl.load(at, mask=inside & (c < C), other=0.0).to(tl.float32)
         else:
-            acc += taps.upsampled(inputs[j] + n * C * h * w, c, y, x, row_steps[j], column_steps[j], h, w, C, MODE,
-                                  True, WIDE)  # fmt: skip
+            acc += taps.upsampled(
+                inputs[j] + n * C * h * w, c, y, x, row_steps[j], column_steps[j], h, w, C, MODE, True, WIDE
+            )
     if RELU:
         acc = tl.where(acc <= 0, 0.0, acc)
     return acc
@@ -159,12 +159,22 @@ def arguments(out, wholes, weights, inputs, bias, projection, projection_bias, *
         tuple(taps.scale(x.shape[3], width, number) for x in inputs), height, width, down, across,
     ]  # fmt: skip
     constants = {
-        "C": channels, "P": projected, "WIDTHS": tuple(x.shape[1] for x in wholes),
-        "SAME": sum(1 << j for j, x in enumerate(inputs) if x.shape[2:] == out.shape[2:]), "MODE": number,
-        "RELU": relu, "WIDE": max(channels, *(x.shape[1] for x in (out, *wholes))) * height * width >= 1 << 31,
-        "PRECISION": "tf32" if tf32 else "ieee", "INTERPRETED": interpreted, "TILE_H": row.rows,
-        "TILE_W": row.columns, "BLOCK_C": block_c, "BLOCK_K": row.products, "BLOCK_P": block_p,
-        "num_warps": row.warps, "num_stages": row.stages,
-    }  # fmt: skip
+        "C": channels,
+        "P": projected,
+        "WIDTHS": tuple(x.shape[1] for x in wholes),
+        "SAME": sum(1 << j for j, x in enumerate(inputs) if x.shape[2:] == out.shape[2:]),
+        "MODE": number,
+        "RELU": relu,
+        "WIDE": max(channels, *(x.shape[1] for x in (out, *wholes))) * height * width >= 1 << 31,
+        "PRECISION": "tf32" if tf32 else "ieee",
+        "INTERPRETED": interpreted,
+        "TILE_H": row.rows,
+        "TILE_W": row.columns,
+        "BLOCK_C": block_c,
+        "BLOCK_K": row.products,
+        "BLOCK_P": block_p,
+        "num_warps": row.warps,
+        "num_stages": row.stages,
+    }
     blocks = triton.cdiv(projected, block_p) if projected else triton.cdiv(channels, block_c)
     return positional, constants, (n * down * across, blocks)

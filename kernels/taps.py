@@ -57,8 +57,9 @@ def tap(image, c, y, x, h, w, C, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr
 
 
 @triton.jit
-def upsampled(image, c, y, x, row_step, column_step, h, w, C, MODE: tl.constexpr,
-              CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr):  # fmt: skip
+def upsampled(
+    image, c, y, x, row_step, column_step, h, w, C, MODE: tl.constexpr, CHANNELS_LAST: tl.constexpr, WIDE: tl.constexpr
+):
     """An image [C, h, w] interpolated at output rows y and columns x, in float32."""
     y0, y1, v = source(y, row_step, h, MODE)
     x0, x1, u = source(x, column_step, w, MODE)

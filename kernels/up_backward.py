@@ -123,8 +123,9 @@ def _copy(program, grad, output, same, height, width, tiles, C: tl.constexpr, CH
     tl.store(same + at, _masked(grad, output, at, mask).to(same.dtype.element_ty), mask=mask)
 
 
-def up_backward(grad: Tensor, output: Tensor | None, lows: list[Tensor], same: Tensor | None, *, mode: str,
-                align_corners: bool) -> None:  # fmt: skip
+def up_backward(
+    grad: Tensor, output: Tensor | None, lows: list[Tensor], same: Tensor | None, *, mode: str, align_corners: bool
+) -> None:
     """Fills ``lows`` and ``same`` in one launch.
 
     Args:
@@ -146,8 +147,7 @@ def arguments(grad, output, lows, same, mode, align_corners) -> tuple[list, dict
     """The kernel's arguments, and its constants with ``num_warps``."""
     n, channels, height, width = grad.shape
     number, channels_last = taps.mode_number(mode, align_corners), not grad.is_contiguous()
-    constants = configurations.constants(
-        configurations.UP_BACKWARD[channels_last, grad.element_size()], channels)  # fmt: skip
+    constants = configurations.constants(configurations.UP_BACKWARD[channels_last, grad.element_size()], channels)
     blocks = triton.cdiv(channels, constants["BLOCK_C"] * constants["CHUNKS"])
     tiles, starts = [], [0]
     for target in (*lows, *([] if same is None else [same])):

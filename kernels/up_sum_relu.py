@@ -18,8 +18,9 @@ from hrnet_fast.kernels import configurations, taps
 AUTOTUNE_KEY = ["heights", "widths", "CHANNELS", "SAME", "MODE", "CHANNELS_LAST"]
 
 
-@triton.jit(do_not_specialize=["low_heights", "low_widths", "row_steps", "column_steps", "heights", "widths", "tiles",
-                               "starts"])  # fmt: skip
+@triton.jit(
+    do_not_specialize=["low_heights", "low_widths", "row_steps", "column_steps", "heights", "widths", "tiles", "starts"]
+)
 def up_sum_relu_kernel(
     outs,  # tuple over outputs: [N, C, heights[i], widths[i]]
     biases,  # of each output: [C] or None
@@ -76,8 +77,7 @@ def _one(program, out, bias, inputs, low_heights, low_widths, row_steps, column_
                 acc += tl.load(image + full, mask=mask, other=0.0).to(tl.float32)
             else:
                 image = inputs[j] + n * C * h * w
-                acc += taps.upsampled(image, c, y, x, row_steps[j], column_steps[j], h, w, C, MODE, CHANNELS_LAST,
-                                      WIDE)  # fmt: skip
+                acc += taps.upsampled(image, c, y, x, row_steps[j], column_steps[j], h, w, C, MODE, CHANNELS_LAST, WIDE)
         if RELU:
             acc = tl.where(acc <= 0, 0.0, acc)  # keeps NaN, as torch does
         tl.store(out + n * C * height * width + full, acc.to(out.dtype.element_ty), mask=mask)

@@ -26,15 +26,23 @@ NOT_RUN = "# not run by the tests: "
 LANGUAGES = ("python", "sh", "text")
 # What stands on a page -> what the tests run instead: the same at a size that takes a second, without a network
 SMALLER = {
-    "python": [("hrnet_w48", "hrnet_w18_small_v1"),
-               ('timm.create_model("hrnet_w18_small_v1"', 'timm.create_model("hrnet_w18_small"'),
-               ("512, 512", "64, 64"), ("224, 224", "64, 64"), ("pretrained=True", "pretrained=False"),
-               ("[1, 19, 512, 512]", "[1, 19, 64, 64]")],
-    "sh": [("--timm hrnet_w48", "--timm hrnet_w18_small"), ("--model hrnet_w48", "--model hrnet_w18_small_v1"),
-           ("--size 512x512", "--size 64x64"), ("--steps 20", "--steps 2 --workers 0"),
-           ("hrnet-fast bench", "hrnet-fast bench --budget 0.1"),
-           ("--cases \"exchange-c18-*\"", "--cases exchange-c18-128x128-float32 --no-compile --budget 0.1")],
-}  # fmt: skip
+    "python": [
+        ("hrnet_w48", "hrnet_w18_small_v1"),
+        ('timm.create_model("hrnet_w18_small_v1"', 'timm.create_model("hrnet_w18_small"'),
+        ("512, 512", "64, 64"),
+        ("224, 224", "64, 64"),
+        ("pretrained=True", "pretrained=False"),
+        ("[1, 19, 512, 512]", "[1, 19, 64, 64]"),
+    ],
+    "sh": [
+        ("--timm hrnet_w48", "--timm hrnet_w18_small"),
+        ("--model hrnet_w48", "--model hrnet_w18_small_v1"),
+        ("--size 512x512", "--size 64x64"),
+        ("--steps 20", "--steps 2 --workers 0"),
+        ("hrnet-fast bench", "hrnet-fast bench --budget 0.1"),
+        ('--cases "exchange-c18-*"', "--cases exchange-c18-128x128-float32 --no-compile --budget 0.1"),
+    ],
+}
 # Lines that take minutes, hardware or data of the reader's own
 ONLY_PARSED = (
     "hrnet-fast verify",

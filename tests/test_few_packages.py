@@ -1,4 +1,4 @@
-"""On a machine that was lent for its GPU only torch, triton, pytest, numpy and timm are there: the tests run all the same."""
+"""The tests run on a machine that has only torch, triton, pytest, numpy and timm, as one lent for its GPU."""
 
 import os
 import re

@@ -13,9 +13,12 @@ from hrnet_fast.runtime.cpu.rates import cpu_model
 
 # What decides which kernel runs, as torch.cpu.get_capabilities names it -> as people know it.
 _X86_FEATURES = {
-    "avx2": "avx2", "avx512_f": "avx512f", "avx512_bf16": "avx512_bf16", "avx512_fp16": "avx512_fp16",
+    "avx2": "avx2",
+    "avx512_f": "avx512f",
+    "avx512_bf16": "avx512_bf16",
+    "avx512_fp16": "avx512_fp16",
     "amx_bf16": "amx_bf16",
-}  # fmt: skip
+}
 
 
 def describe() -> dict:

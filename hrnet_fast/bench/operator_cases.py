@@ -39,8 +39,16 @@ SHAPES = (
     Shape("stage-4 c=48", _streams(48, 16, 24), 48, (16, 24)),
     Shape("batch of 3, c=32", _streams(32, 16, 16), 32, (16, 16), batch=3),
     Shape("V2 head", _streams(18, 24, 40), 270, (24, 40), weighted=(0, 1, 2, 3), projection=19),
-    Shape("V2 head, no biases", _streams(16, 8, 16), 240, (8, 16), weighted=(0, 1, 2, 3), bias=False, projection=7,
-          projection_bias=False),
+    Shape(
+        "V2 head, no biases",
+        _streams(16, 8, 16),
+        240,
+        (8, 16),
+        weighted=(0, 1, 2, 3),
+        bias=False,
+        projection=7,
+        projection_bias=False,
+    ),
     Shape("odd sizes", ((5, 33, 45), (7, 17, 23), (9, 5, 7)), 5, (33, 45)),
     Shape("photograph's streams", ((18, 107, 160), (36, 54, 80), (72, 27, 40), (144, 14, 20)), 18, (107, 160)),
     Shape("one pixel", ((6, 13, 9), (11, 1, 1)), 6, (13, 9)),
@@ -52,7 +60,7 @@ SHAPES = (
     Shape("no bias, no ReLU", _streams(18, 16, 8), 18, (16, 8), bias=False, relu=False),
     Shape("sliced inputs", ((18, 15, 22), (36, 8, 11)), 18, (15, 22), sliced=True, batch=2),
     Shape("empty batch", _streams(18, 8, 8), 18, (8, 8), batch=0),
-)  # fmt: skip
+)
 
 
 def calls(dtype: torch.dtype, device: str = "cpu") -> Iterator[tuple[str, ExchangeCall]]:

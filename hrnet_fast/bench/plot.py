@@ -6,8 +6,14 @@ from pathlib import Path
 from hrnet_fast.bench.record import Record
 from hrnet_fast.bench.report import milliseconds
 
-_COLOURS = {"eager": "#b8b8b8", "eager channels_last": "#8f8f8f", "eager folded": "#6b6b6b",
-            "torch.compile": "#4c84b6", "hrnet_fast": "#e89a6c", "hrnet_fast.optimize": "#d9542b"}  # fmt: skip
+_COLOURS = {
+    "eager": "#b8b8b8",
+    "eager channels_last": "#8f8f8f",
+    "eager folded": "#6b6b6b",
+    "torch.compile": "#4c84b6",
+    "hrnet_fast": "#e89a6c",
+    "hrnet_fast.optimize": "#d9542b",
+}
 
 
 def plot(cases: Sequence[Record], path: str | Path, *, baseline: str, title: str = "", footnote: str = "") -> None:

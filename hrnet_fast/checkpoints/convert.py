@@ -15,8 +15,13 @@ from hrnet_fast.files import whole_file
 from hrnet_fast.models import configs, create_model
 
 ABN_EPS = 1e-5  # InPlaceABN computes with abs(weight) + eps
-SHAPES, FILE, GIVEN, USUAL, HEADER = ("the weights' shapes", "the file's configuration", "as asked for",
-                                      "assumed: as in the family's own code", "the file's header")  # fmt: skip
+SHAPES, FILE, GIVEN, USUAL, HEADER = (
+    "the weights' shapes",
+    "the file's configuration",
+    "as asked for",
+    "assumed: as in the family's own code",
+    "the file's header",
+)
 
 
 class Conversion(NamedTuple):
@@ -174,7 +179,7 @@ def _configuration(state: Mapping[str, Tensor], path: str | PathLike) -> tuple[s
 def _fit(
     state: Mapping[str, Tensor], header: Header, task: str | None, drop: bool, path: str | PathLike
 ) -> tuple[dict[str, Tensor], list[str], list[str]]:
-    """The weights of the network that the header describes, those that had to be added, and keys that it has no use for."""
+    """The weights of the network that the header describes, those that were added, and keys that it has no use for."""
     with torch.device("meta"):
         own = create_model(
             header.model,

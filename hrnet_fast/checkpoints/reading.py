@@ -31,13 +31,24 @@ _ZIP = b"PK\x03\x04"  # what torch.load takes for its own files
 # stand-in; the classes and functions that are called so are never imported.
 _NUMPY = ("scalar", "_reconstruct")
 _INERT = (
-    "argparse.Namespace", "pathlib.Path", "pathlib.PosixPath", "pathlib.WindowsPath", "pathlib.PurePosixPath",
-    "pathlib._local.PosixPath", "pathlib._local.WindowsPath",
-    "numpy.dtype", "numpy.ndarray", "mmengine.logging.history_buffer.HistoryBuffer",
+    "argparse.Namespace",
+    "pathlib.Path",
+    "pathlib.PosixPath",
+    "pathlib.WindowsPath",
+    "pathlib.PurePosixPath",
+    "pathlib._local.PosixPath",
+    "pathlib._local.WindowsPath",
+    "numpy.dtype",
+    "numpy.ndarray",
+    "mmengine.logging.history_buffer.HistoryBuffer",
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core") for name in _NUMPY),
-)  # fmt: skip
-_DICTIONARIES = ("yacs.config.CfgNode", "mmengine.config.config.ConfigDict", "mmcv.utils.config.ConfigDict",
-                 "easydict.EasyDict")  # fmt: skip
+)
+_DICTIONARIES = (
+    "yacs.config.CfgNode",
+    "mmengine.config.config.ConfigDict",
+    "mmcv.utils.config.ConfigDict",
+    "easydict.EasyDict",
+)
 
 
 class _Inert:

@@ -72,8 +72,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--int8",
         default=None,
         metavar="FILE|FOLDER",
-        help="of ONNX: convolutions multiply 8-bit integers; a calibration (.safetensors), or a folder of pictures like "
-        "those that will come, of which up to 64 are looked at",
+        help="of ONNX: convolutions multiply 8-bit integers; a calibration (.safetensors), or a folder of pictures "
+        "like those that will come, of which up to 64 are looked at",
     )
     add("--no-check", action="store_true", help="do not run the file and compare it with the network")
     add("--force", action="store_true", help="replace what is there")

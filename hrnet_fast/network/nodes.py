@@ -1,4 +1,4 @@
-"""A network as a list of functional operators: what is recorded, what passes rewrite, and what every program is made of.
+"""A network as a list of functional operators: what is recorded, what passes rewrite, what programs are made of.
 
 Nothing here writes into a tensor: in-place operators and writes through views have become new tensors when they were
 recorded (``network.record``).

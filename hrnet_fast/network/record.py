@@ -34,8 +34,12 @@ _NORMS = (aten.native_batch_norm.default, aten.cudnn_batch_norm.default, aten.mi
 _NAMES = (aten.alias.default, aten.detach.default, aten.lift_fresh.default)
 # Programs keep images in memory of their own layout. And what torch makes of a write through windows (Tensor.unfold)
 # loses the elements that are in none.
-_BY_STRIDES = (aten.as_strided.default, aten._reshape_alias.default, aten.as_strided_scatter.default,
-               aten.unfold_backward.default)  # fmt: skip
+_BY_STRIDES = (
+    aten.as_strided.default,
+    aten._reshape_alias.default,
+    aten.as_strided_scatter.default,
+    aten.unfold_backward.default,
+)
 # What would read the memory of a functional tensor, or change its size.
 _FORBIDDEN = frozenset(
     getattr(Tensor, name)

@@ -1,4 +1,4 @@
-"""What modules are besides the values of their tensors: types, children, settings, hooks; and whether that has changed."""
+"""What modules are besides the values of their tensors: types, children, settings, hooks; whether that has changed."""
 
 import operator
 import weakref
@@ -13,9 +13,14 @@ OF_NORM = ("training", "eps", "momentum", "affine", "track_running_stats")
 _READ = ("training", "eps", "momentum")  # from norms, at each call
 # what a forward of torch's looks at; of other modules all attributes may matter
 _SETTINGS: dict[type, tuple[str, ...]] = {
-    nn.Conv2d: OF_CONV, nn.BatchNorm2d: OF_NORM, nn.SyncBatchNorm: OF_NORM, nn.ReLU: (), nn.Identity: (),
-    nn.Sequential: (), nn.ModuleList: (),
-}  # fmt: skip
+    nn.Conv2d: OF_CONV,
+    nn.BatchNorm2d: OF_NORM,
+    nn.SyncBatchNorm: OF_NORM,
+    nn.ReLU: (),
+    nn.Identity: (),
+    nn.Sequential: (),
+    nn.ModuleList: (),
+}
 
 
 def altered(modules: Iterable[nn.Module]) -> bool:

@@ -159,7 +159,7 @@ class PreparedConv:
             return self(x) if other is None else self.add_relu(x, other)
 
     def _weight_for(self, x: Tensor) -> Tensor:
-        """The weight with its channels innermost where those of the input on a GPU are: cuDNN would convert every time."""
+        """The weight with its channels innermost if the input's are, on a GPU: cuDNN would convert every time."""
         if not x.is_cuda or type(x) is not Tensor or torch.compiler.is_compiling() or not is_channels_last(x):
             return self.weight
         if self._last is None:

@@ -1,4 +1,4 @@
-"""The convolutional parts between two exchanges: residual blocks and convolution chains, plain and with folded BatchNorm.
+"""The convolutional parts between two exchanges: residual blocks and convolution chains, plain and folded.
 
 The folded forms are subclasses with the same parameters and keys. Evaluated without gradients for its parameters each
 convolution runs with its BatchNorm folded in, ReLU and the residual sum in its epilogue (PreparedConv); in training

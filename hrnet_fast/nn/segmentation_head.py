@@ -34,7 +34,7 @@ def fold_concat_head(conv: nn.Module, norm: nn.Module, classifier: nn.Module, ch
 
 
 def exchange_head(plan: HeadPlan, streams: list[Tensor], align_corners: bool) -> Tensor:
-    """The folded head on streams [N, C_j, H_j, W_j]: [N, classes, H_0, W_0], or without a projection [N, C_hidden, ...]."""
+    """The folded head on streams [N, C_j, H_j, W_j]: [N, classes, H_0, W_0]; without projection [N, C_hidden, ...]."""
     size = tuple(streams[0].shape[2:])
     return exchange(
         streams, plan.weights, plan.bias, size=size, align_corners=align_corners, projection=plan.projection
@@ -42,7 +42,7 @@ def exchange_head(plan: HeadPlan, streams: list[Tensor], align_corners: bool) ->
 
 
 def exchange_concat(conv: nn.Conv2d, streams: list[Tensor], align_corners: bool) -> Tensor:
-    """``conv(concat(x_0, up(x_1), ...))`` for a 1x1 convolution, of which autograd sees the weight; [N, C, H_0, W_0]."""
+    """``conv(concat(x_0, up(x_1), ...))`` for a 1x1 convolution; autograd sees its weight; [N, C, H_0, W_0]."""
     weights = list(conv.weight.split([x.shape[1] for x in streams], dim=1))
     size = tuple(streams[0].shape[2:])
     return exchange(streams, weights, conv.bias, size=size, align_corners=align_corners, activation=None)

@@ -106,7 +106,7 @@ class Chains(NamedTuple):
 
 
 def chains(paths: dict[int, Sequence[Step]]) -> Chains:
-    """Joins the first steps of chains from one stream, given by output; leaves out those that have to run as modules."""
+    """Joins the first steps of chains from one stream, given by output; leaves out those that must run as modules."""
     paths = {i: steps for i, steps in paths.items() if all(step.joins() for step in steps)}
     alike: dict[tuple, list[int]] = {}
     for i, steps in paths.items():

@@ -52,7 +52,7 @@ def _fake(inputs, weights, weighted, bias, projection, projection_bias, height, 
 
 
 def _autocast_kernel(name: str, device: str):
-    """A kernel that casts to the autocast dtype of the moment (torch.library.register_autocast knows only fixed ones)."""
+    """A kernel that casts to the current autocast dtype (torch.library.register_autocast knows only fixed ones)."""
     op = getattr(torch.ops.hrnet_fast, name).default
     keys = torch._C.DispatchKeySet(getattr(torch._C.DispatchKey, f"Autocast{device.upper()}"))
 
@@ -171,7 +171,7 @@ def _dense_like(x: Tensor, channels: int) -> Tensor:
 
 
 def _complete(name: str) -> None:
-    """Fake, vmap, autocast and autograd of an operator with the schema of the exchange; its kernels come from elsewhere."""
+    """Fake, vmap, autocast and autograd of an operator with the exchange's schema; its kernels come from elsewhere."""
     torch.library.register_fake(f"hrnet_fast::{name}", _fake)
     _register_vmap(name)
     for device in ("cpu", "cuda"):

@@ -1,4 +1,4 @@
-"""What torch is doing around a call, where only its own operators will do; autograd functions at half of torch's price."""
+"""What torch is doing around a call, where only its own operators will do; cheaper autograd functions."""
 
 import functools
 

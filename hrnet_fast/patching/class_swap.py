@@ -1,4 +1,4 @@
-"""How a module is patched: its class becomes a subclass of its own, once both were seen to compute the same function."""
+"""How a module is patched: its class becomes a subclass of its own, once both were seen to compute the same."""
 
 import functools
 import inspect

@@ -11,8 +11,16 @@ from hrnet_fast.nn.hrfpn import reduce_streams
 from hrnet_fast.nn.module_fingerprint import altered
 from hrnet_fast.nn.segmentation_head import exchange_concat, exchange_head, fold_concat_head, is_conv1x1
 
-_NETWORK = {"conv1", "bn1", "conv2", "bn2", "relu", "layer1", *(f"transition{k}" for k in (1, 2, 3)),
-            *(f"stage{k}" for k in (2, 3, 4))}  # fmt: skip
+_NETWORK = {
+    "conv1",
+    "bn1",
+    "conv2",
+    "bn2",
+    "relu",
+    "layer1",
+    *(f"transition{k}" for k in (1, 2, 3)),
+    *(f"stage{k}" for k in (2, 3, 4)),
+}
 
 
 class _Head(NamedTuple):

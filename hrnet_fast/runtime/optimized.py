@@ -51,18 +51,18 @@ def optimize(
     """A network for inference only: the same outputs, as fast as this machine allows. ``model`` is left as it is.
 
     Made for HRNets, whoever wrote them, patched or not; any other network works too. It is recorded as one graph of
-    operators without side effects. Passes fuse them: BatchNorm, ReLU and residual sums into convolutions; exchange units
-    and heads into sums with upsampling; strided convolutions of one stream into one. Then the first of these runs it that
-    can, and that gives the model's own results on a random image (``hrnet_fast.tolerances``):
+    operators without side effects. Passes fuse them: BatchNorm, ReLU and residual sums into convolutions; exchange
+    units and heads into sums with upsampling; strided convolutions of one stream into one. Then the first of these
+    runs it that can, and that gives the model's own results on a random image (``hrnet_fast.tolerances``):
 
     1. "planned": C++ kernels in planned memory, on CPUs that have the instructions. How half precision is computed (by
        tiles, by pairs, with products in float32, or in float32 altogether) is measured once for each machine and kept in
        a cache folder. Where torch may have better instructions, and where many operators have no kernel, it is timed
        beside "torch", and the faster one is kept.
     2. "torch": torch's operators and this package's exchange, step by step; on GPUs under CUDA graphs.
-    3. "grouped", on NVIDIA GPUs with Triton: all convolutions and sums that do not depend on each other in one launch, in
-       one arena, under CUDA graphs. For every shape it is timed beside "torch" with and without streams, and the fastest
-       is kept; ``reason`` has the times.
+    3. "grouped", on NVIDIA GPUs with Triton: all convolutions and sums that do not depend on each other in one launch,
+       in one arena, under CUDA graphs. For every shape it is timed beside "torch" with and without streams, and the
+       fastest is kept; ``reason`` has the times.
     4. "model": the model itself, if it cannot be recorded; ``reason`` says why. Models that write into their buffers,
        remember what they computed, look at pixels in Python, or have hooks that only observe, run this way.
 
@@ -73,11 +73,11 @@ def optimize(
             hold tensors. Other shapes work too: each is prepared when it first comes (``preparations``).
         kwargs: keyword arguments that calls will have.
         dtype: that the network computes in and returns: float32, bfloat16, float16 or float64; None: that of the
-            parameters. int8, on CPUs: convolutions multiply 8-bit integers, sums stay wider, and the results are float32;
+            parameters. int8, on CPUs: convolutions multiply 8-bit integers, sums stay wider, results are float32;
             it needs a ``calibration``. Where that is not faster, or loses too much, a wider dtype runs and ``reason``
             says so.
-        memory_format: that the network computes in; "auto": the fastest. torch.channels_last keeps to torch's operators,
-            torch.contiguous_format to planned programs where they can run.
+        memory_format: that the network computes in; "auto": the fastest. torch.channels_last keeps to torch's
+            operators, torch.contiguous_format to planned programs where they can run.
         cuda_graph: on GPUs, whether a CUDA graph is recorded for each shape; "auto": yes.
         streams: on GPUs, whether torch's operators run independent steps side by side; "auto": what is faster.
         winograd: on CPUs, whether 3x3 convolutions may be computed by Winograd's algorithm with tiles of 4x4 or 2x2,
@@ -85,9 +85,9 @@ def optimize(
             times, to about 2e-6 for a whole network in float32.
         max_shapes: shapes that are kept prepared, those that came last.
         mean, std: of each channel, in the images' own units: the result then takes images that are not normalized yet,
-            and the network gets (image - mean) / std. In planned programs that is free: ``std`` goes into the weights of
-            the first convolution, ``mean`` into its bias and into the border around the image. ``example`` is such an
-            image. None: 0 and 1.
+            and the network gets (image - mean) / std. In planned programs that is free: ``std`` goes into the weights
+            of the first convolution, ``mean`` into its bias and into the border around the image. ``example`` is such
+            an image. None: 0 and 1.
         calibration: for int8: some images as they will come, 16 to 64 of them: a tensor [N, C, H, W], or an iterable of
             what the model takes (``[C, H, W]`` gets a batch dimension). Or a ``Calibration``, such as another optimized
             model's ``calibration``, or one from a file (``Calibration.load``).
@@ -103,16 +103,17 @@ def optimize(
     Raises:
         TypeError: model is no nn.Module, an unknown dtype, or an example of a type that the model does not take;
             ``calibration`` is nothing that gives images.
-        ValueError: the model is in training mode, compiled or scripted, on another device than the example, holds NaN or
-            Inf, or does not take the example; another argument is unknown; int8 without a calibration, or the other way
-            round, or not on the CPU; a calibration without images, with NaN, with constant images alone, with images
-            that the model does not take, or of another network; ``keep`` names no convolution.
+        ValueError: the model is in training mode, compiled or scripted, on another device than the example, holds NaN
+            or Inf, or does not take the example; another argument is unknown; int8 without a calibration, or the other
+            way round, or not on the CPU; a calibration without images, with NaN, with constant images alone, with
+            images that the model does not take, or of another network; ``keep`` names no convolution.
     """
     args, kwargs = (example if type(example) is tuple else (example,)), dict(kwargs or {})
     _check_model(model)
     if memory_format not in LAYOUTS:
-        raise ValueError(f"memory_format: expected 'auto', torch.channels_last or torch.contiguous_format, "
-                         f"got {memory_format!r}")  # fmt: skip
+        raise ValueError(
+            f"memory_format: expected 'auto', torch.channels_last or torch.contiguous_format, got {memory_format!r}"
+        )
     for name, value in (("cuda_graph", cuda_graph), ("streams", streams)):
         if value not in (True, False, "auto"):
             raise ValueError(f"{name}: expected True, False or 'auto', got {value!r}")
@@ -123,17 +124,28 @@ def optimize(
         raise TypeError(f"dtype: expected float32, bfloat16, float16, float64 or int8, got {dtype}")
     integers = dtype == torch.int8
     if integers != (calibration is not None):
-        raise ValueError("calibration: int8 needs some images, or a Calibration" if integers else
-                         f"calibration: it is for int8, and the dtype is {dtype}")  # fmt: skip
+        raise ValueError(
+            "calibration: int8 needs some images, or a Calibration"
+            if integers
+            else f"calibration: it is for int8, and the dtype is {dtype}"
+        )
     check_ranges(ranges)
     keep = (keep,) if isinstance(keep, str) else tuple(keep)
     if not all(isinstance(pattern, str) for pattern in keep):
         raise TypeError(f"keep: expected names of convolutions, got {keep}")
     normalization = _normalization(mean, std, args, kwargs)
-    settings = {"dtype": torch.float32 if integers else dtype, "memory_format": memory_format, "cuda_graph": cuda_graph,
-                "streams": streams, "winograd": winograd, "max_shapes": max_shapes, "normalization": normalization,
-                "calibration": calibration, "ranges": ranges,
-                "keep": keep}  # fmt: skip
+    settings = {
+        "dtype": torch.float32 if integers else dtype,
+        "memory_format": memory_format,
+        "cuda_graph": cuda_graph,
+        "streams": streams,
+        "winograd": winograd,
+        "max_shapes": max_shapes,
+        "normalization": normalization,
+        "calibration": calibration,
+        "ranges": ranges,
+        "keep": keep,
+    }
     return OptimizedModel(model, args, kwargs, settings)
 
 
@@ -158,12 +170,13 @@ class Memory(NamedTuple):
 class OptimizedModel(nn.Module):
     """What ``optimize`` returns; see there.
 
-    It may be called from several threads: calls run one after the other. It can be pickled and copied; the copy prepares
-    itself anew. Its state dict is empty: the parameters are those of the original model, which it keeps.
+    It may be called from several threads: calls run one after the other. It can be pickled and copied; the copy
+    prepares itself anew. Its state dict is empty: the parameters are those of the original model, which it keeps.
 
     Attributes:
-        engine: "planned", "grouped", "torch" or "model": what runs inputs like the example (``optimize`` explains them).
-        reason: why it is not "planned", or why it computes in a wider dtype; on GPUs the times that were measured; else None.
+        engine: "planned", "grouped", "torch" or "model": what runs inputs like the example (see ``optimize``).
+        reason: why it is not "planned", or why it computes in a wider dtype; on GPUs the times that were measured; else
+            None.
         preparations: what it took to be ready for each shape (``Preparation``).
         calibration: in int8, what the convolutions multiply (``Calibration``), which can be saved; else None.
     """
@@ -206,8 +219,7 @@ class OptimizedModel(nn.Module):
         if not isinstance(found, Calibration):
             _, kwargs = example.build(example.leaves)
             with torch.inference_mode(False):
-                found = calibrate(model, found, ranges=settings["ranges"], kwargs=kwargs,
-                                  record_steps=self._recorder())  # fmt: skip
+                found = calibrate(model, found, ranges=settings["ranges"], kwargs=kwargs, record_steps=self._recorder())
         return self._checked(found)
 
     def _checked(self, found: Calibration) -> Calibration:
@@ -254,8 +266,8 @@ class OptimizedModel(nn.Module):
     def is_stale(self) -> bool:
         """Whether a parameter, buffer, module or hook of the original model has changed since its weights were taken.
 
-        Steps of torch's optimizers are seen, fused ones too. Writes through ``parameter.data``, numpy or DLPack leave no
-        trace, and those to tensors made under inference_mode neither: call ``refresh`` after them.
+        Steps of torch's optimizers are seen, fused ones too. Writes through ``parameter.data``, numpy or DLPack leave
+        no trace, and those to tensors made under inference_mode neither: call ``refresh`` after them.
         """
         return Fingerprint.of(self._kept[0]) != self._fingerprint
 
@@ -313,7 +325,8 @@ class OptimizedModel(nn.Module):
             prepared = self._shapes.get(call.key)
             if prepared is None or prepared.engine != "planned":
                 raise RuntimeError(
-                    f"profile: {self.engine!r} runs these arguments, not a planned program: torch.profiler shows what it does"
+                    f"profile: {self.engine!r} runs these arguments, not a planned program: "
+                    "torch.profiler shows what it does"
                 )
             return prepared.run.profile([t.detach() for t in call.tensors()], repeat)
 
@@ -376,8 +389,9 @@ class OptimizedModel(nn.Module):
             self._shapes.popitem(last=False)
         operations = 0 if prepared.graph is None else len(prepared.graph.nodes)
         steps = getattr(prepared.run, "steps", 0)
-        self.preparations.append(Preparation(call.shapes(), time.perf_counter() - start, operations, steps,
-                                             prepared.engine, prepared.reason))  # fmt: skip
+        self.preparations.append(
+            Preparation(call.shapes(), time.perf_counter() - start, operations, steps, prepared.engine, prepared.reason)
+        )
         if prepared.reason is not None:
             _LOG.info("%s is run by %r: %s", list(call.shapes()), prepared.engine, prepared.reason)
 

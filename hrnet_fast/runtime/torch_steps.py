@@ -46,7 +46,7 @@ class TorchSteps:
         self._known: weakref.WeakValueDictionary[tuple, Any] = weakref.WeakValueDictionary()
 
     def prepare(self, graph: Graph, steps: list[Step], streams: bool = True) -> "TorchPlan":
-        """A network for inputs of the shapes that it was recorded with; ``streams``: on the branches, if there are any."""
+        """A network for inputs of the shapes that it was recorded with; ``streams``: on the branches, if any."""
         return TorchPlan(self, graph, steps, self.branches if streams else None)
 
     def convolution(self, weight: Weight, stride: int, relu: bool) -> PreparedConv:
@@ -55,8 +55,13 @@ class TorchSteps:
         def make() -> PreparedConv:
             kernel = self._as_computed(weight.kernel(self._wide())).contiguous(memory_format=self.memory_format)
             padding = kernel.shape[2] // 2
-            return PreparedConv(kernel, self._as_computed(weight.shift(self._wide())), (stride, stride), (padding, padding),
-                              relu_from=0 if relu else None)  # fmt: skip
+            return PreparedConv(
+                kernel,
+                self._as_computed(weight.shift(self._wide())),
+                (stride, stride),
+                (padding, padding),
+                relu_from=0 if relu else None,
+            )
 
         return self._one(("convolution", weight, stride, relu), make)
 
@@ -70,7 +75,7 @@ class TorchSteps:
         return self._as_computed(sum(shifts[1:], shifts[0])) if shifts else None
 
     def constant(self, constant: Constant, recorded: torch.dtype) -> Tensor:
-        """What an operator gets in the place of a parameter; ``recorded`` is the dtype that stands for the network's."""
+        """What an operator gets for a parameter; ``recorded`` is the dtype that stands for the network's."""
 
         def make() -> Tensor:
             value = constant.value().detach()
@@ -118,8 +123,8 @@ class TorchPlan:
 
         Args:
             inputs: of the network.
-            observe: is called with each value, its tensor in the compute dtype: first the inputs (normalized), then what
-                the steps make, before anything reads it. It must not change them.
+            observe: is called with each value, its tensor in the compute dtype: first the inputs (normalized), then
+                what the steps make, before anything reads it. It must not change them.
         """
         owner = self._owner
         if owner.normalization is not None:
@@ -199,8 +204,16 @@ class TorchPlan:
                 return {step.output: torch.relu(total) if step.relu else total}
             while len(terms) > room:
                 terms = [terms[0] + terms[1], *terms[2:]]
-            y = exchange([*terms, *(env[v] for v, _ in weighted)], [*[None] * len(terms), *matrices], bias, size=size,
-                         mode=mode, align_corners=corners, activation=activation, projection=projection)  # fmt: skip
+            y = exchange(
+                [*terms, *(env[v] for v, _ in weighted)],
+                [*[None] * len(terms), *matrices],
+                bias,
+                size=size,
+                mode=mode,
+                align_corners=corners,
+                activation=activation,
+                projection=projection,
+            )
             return {step.output: y}
 
         return run

@@ -170,8 +170,8 @@ class Ways:
         """Whether a trial of another shape says that this program is right, too.
 
         A trial costs as much as all the rest of preparing a shape. It is left out if the network is the same but for
-        sizes (who reads what, every number that is no size, every constant), which was recorded for this very shape, and
-        if every kernel that the program has was right in a trial. What int8 loses depends on the images.
+        sizes (who reads what, every number that is no size, every constant), which was recorded for this very shape,
+        and if every kernel that the program has was right in a trial. What int8 loses depends on the images.
         """
         before = self._trusted.get((prepared.engine, products))
         known = getattr(prepared.run, "kernels", set()) <= self._kernels
@@ -188,8 +188,11 @@ class Ways:
         planned_wide = functools.partial(self._wider.prepare, graph, steps, wide)
         integers, why = self._in_integers(call, graph, steps, planned_wide)
         if integers is not None:
-            return [Candidate("planned", None, lambda: integers), Candidate("planned", None, planned_wide),
-                    Candidate("torch", None, by_torch)]  # fmt: skip
+            return [
+                Candidate("planned", None, lambda: integers),
+                Candidate("planned", None, planned_wide),
+                Candidate("torch", None, by_torch),
+            ]
         try:
             plan = planned_wide()
         except Refused as error:

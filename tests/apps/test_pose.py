@@ -98,7 +98,7 @@ def test_maxima_move_a_quarter_of_a_pixel_as_in_the_official_code():
 
 
 class Painter(networks.Network):
-    """In place of a network: the heat map of key point k has its peak where the crop is brightest in a strip of rows."""
+    """In place of a network: the heat map of key point k has its peak where a strip of rows is brightest."""
 
     def __call__(self, images):
         grey = torch.nn.functional.avg_pool2d(images.mean(1, keepdim=True), 4)
@@ -185,17 +185,23 @@ def test_boxes_as_text():
 
 
 FILES = {
-    "annotations": {"images": [{"id": 7, "file_name": "train/a.png"}, {"id": 8, "file_name": "b.png"}],
-                    "annotations": [{"image_id": 7, "bbox": [1, 2, 3, 4], "category_id": 1, "iscrowd": 0},
-                                    {"image_id": 8, "bbox": [9, 9, 9, 9]},
-                                    {"image_id": 7, "bbox": [5, 5, 5, 5], "category_id": 2},
-                                    {"image_id": 7, "bbox": [6, 6, 6, 6], "iscrowd": 1}]},
-    "detections": [{"image_id": "a.png", "bbox": [1, 2, 3, 4], "score": 1.0, "category_id": 1},
-                   {"image_id": 12, "bbox": [9, 9, 9, 9], "score": 0.5}],
+    "annotations": {
+        "images": [{"id": 7, "file_name": "train/a.png"}, {"id": 8, "file_name": "b.png"}],
+        "annotations": [
+            {"image_id": 7, "bbox": [1, 2, 3, 4], "category_id": 1, "iscrowd": 0},
+            {"image_id": 8, "bbox": [9, 9, 9, 9]},
+            {"image_id": 7, "bbox": [5, 5, 5, 5], "category_id": 2},
+            {"image_id": 7, "bbox": [6, 6, 6, 6], "iscrowd": 1},
+        ],
+    },
+    "detections": [
+        {"image_id": "a.png", "bbox": [1, 2, 3, 4], "score": 1.0, "category_id": 1},
+        {"image_id": 12, "bbox": [9, 9, 9, 9], "score": 0.5},
+    ],
     "file_name": [{"file_name": "a.png", "bbox": [1, 2, 3, 4]}],
     "by name": {"a.png": [[1, 2, 3, 4]], "b.png": [[9, 9, 9, 9]]},
     "all pictures": [[1, 2, 3, 4]],
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("content", FILES.values(), ids=FILES)

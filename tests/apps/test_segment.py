@@ -1,4 +1,4 @@
-"""``hrnet-fast segment``: which pictures it takes, what it writes, awkward pictures, files that are in the way, checkpoints."""
+"""``hrnet-fast segment``: which pictures it takes, what it writes, awkward pictures, files in the way, checkpoints."""
 
 import errno
 import io
@@ -81,7 +81,7 @@ def test_a_folder_becomes_overlays_and_class_maps(tmp_path, capsys):
 
 
 def test_classes_are_those_of_the_model(small_network):
-    """As create_model's own logits at full size give them; where rounding decides between two classes, either is right."""
+    """As create_model's logits at full size give them; where rounding decides between two classes, either is right."""
     model = randomize(hf.create_model(SMALL).eval())
     pixels = (torch.rand(3, 61, 83, generator=torch.Generator().manual_seed(1)) * 255).to(torch.uint8)
     found = Segmenter(small_network)(pixels, (61, 83))
@@ -362,7 +362,7 @@ def test_a_checkpoint_that_fits(tmp_path, capsys):
 
 
 def test_a_converted_checkpoint_says_how_it_was_trained(tmp_path, capsys):
-    """Classes, interpolation, mean and deviation are the file's; others are refused; NaN is named before any picture."""
+    """Classes, interpolation, mean and deviation are the file's; others are refused; NaN is named first."""
     model = randomize(hf.create_model(SMALL, num_classes=5).eval())
     torch.save(model.state_dict(), tmp_path / "w.pth")
     mean, std = (0.1, 0.2, 0.3), (0.5, 0.6, 0.7)

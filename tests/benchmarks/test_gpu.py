@@ -258,7 +258,7 @@ def test_the_readme_table_of_made_up_results(tmp_path):
 
 def test_the_readme_table_is_inserted_and_checked(tmp_path):
     folder = tmp_path / "benchmarks" / "results" / "gpu"
-    begin, end = readme_table.GPU_MARKERS
+    begin, end = "<!-- gpu:begin -->", "<!-- gpu:end -->"
     readme = tmp_path / "README.md"
     readme.write_text(f"a\n{readme_table.BEGIN}\n{readme_table.END}\nb\n{begin}\nstale\n{end}\nc\n")
     assert readme_table.main([], root=tmp_path) == 0

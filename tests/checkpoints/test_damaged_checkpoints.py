@@ -1,4 +1,4 @@
-"""Checkpoint files that a disk, a transfer or an enemy has changed: the right weights or a clear error, nothing else."""
+"""Checkpoint files that a disk, a transfer or an enemy has changed: the right weights or a clear error."""
 
 import io
 import random

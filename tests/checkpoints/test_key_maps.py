@@ -130,13 +130,22 @@ def test_a_missing_openmmlab_key_is_listed(tmp_path):
 
 
 OTHERS = [
-    ("hrnet_w18_small_v2", "segmentation", "width 18 for segmentation with 19 classes, the model is an HRNet of width 16 for segmentation with 19 classes"),
-    (SMALL, "segmentation_ocr", "width 16 for segmentation_ocr with 19 classes, the model is an HRNet of width 16 for segmentation with 19 classes"),
+    (
+        "hrnet_w18_small_v2",
+        "segmentation",
+        "width 18 for segmentation with 19 classes, the model is an HRNet of width 16 for segmentation with 19 classes",
+    ),
+    (
+        SMALL,
+        "segmentation_ocr",
+        "width 16 for segmentation_ocr with 19 classes, "
+        "the model is an HRNet of width 16 for segmentation with 19 classes",
+    ),
     (SMALL, "classification", "width 16 for classification with 1000 classes, .*unexpected: incre_modules"),
     (SMALL, "pose", "width 16 for pose with 17 key points, .*missing: stage4.0.fuse_layers.1"),
     (SMALL, "detection", "width 16 for detection, .*unexpected: neck.reduction_conv.0.weight"),
     (SMALL, "features", "width 16 for features, .*missing: last_layer.0.weight"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("name", "task", "message"), OTHERS, ids=[f"{row[0]}-{row[1]}" for row in OTHERS])

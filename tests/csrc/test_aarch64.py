@@ -23,8 +23,8 @@ PROCESSORS = {
     "max": "neon_matrix neon_dotprod neon portable",
 }
 SEEDS = int(os.environ.get("HRNET_FAST_ARM_SEEDS", "12"))
-FLAGS = ["-O1", "-std=c++17", "-ffp-contract=fast", "-Wall", "-Wextra", "-Werror", "-Wno-psabi", "-Wno-unused-parameter",
-         "-Wno-maybe-uninitialized", "-Wno-uninitialized"]  # fmt: skip
+FLAGS = ["-O1", "-std=c++17", "-ffp-contract=fast", "-Wall", "-Wextra", "-Werror"]
+FLAGS += ["-Wno-psabi", "-Wno-unused-parameter", "-Wno-maybe-uninitialized", "-Wno-uninitialized"]
 
 
 def sources(architecture):

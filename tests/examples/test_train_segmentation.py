@@ -89,7 +89,8 @@ def test_kill_9_while_a_checkpoint_is_written_leaves_the_previous_one(program, t
         "import itertools, torch\n"
         "from segmentation_training import state\n"
         "for step in itertools.count():\n"
-        f"    state.save(Path({str(tmp_path / 'last.pt')!r}), dict(configuration={{}}, step=step, model=torch.full((1 << 21,), step)))\n"
+        "    weights = torch.full((1 << 21,), step)\n"
+        f"    state.save(Path({str(tmp_path / 'last.pt')!r}), dict(configuration={{}}, step=step, model=weights))\n"
         "    print(step, flush=True)\n"
     )
     torn = 0
@@ -117,7 +118,8 @@ shapes = program.data.Shapes
 program.sources = lambda a: (shapes(16, a.crop, a.seed), shapes(4, a.crop, 99))
 program.Run._model = lambda self, gpu: torch.nn.Conv2d(3, shapes.CLASSES, 3, padding=1).train()
 program.Run.evaluate = lambda self: 0.5
-program.data.Positions.__getitem__ = lambda self, i: (torch.full((3, 64, 64), i / 99), (torch.arange(4096) + i).view(64, 64) % 4, i)
+labels = torch.arange(4096).view(64, 64)
+program.data.Positions.__getitem__ = lambda self, i: (torch.full((3, 64, 64), i / 99), (labels + i) % 4, i)
 
 program.main([*{SMALL!r}, "--steps", "1", "--out", "warm"])  # what torch imports late
 
@@ -281,7 +283,7 @@ def test_a_loss_that_is_not_finite_stops_with_the_batch(program, few, tmp_path, 
     with pytest.raises(FloatingPointError, match=r"step 0: the loss is nan; the batch: shape \d+ of seed 0, shape"):
         run.train(program.Console(quiet=True))
     assert (tmp_path / "last.pt").read_bytes() == before
-    assert all(torch.equal(a, b) for a, b in zip(weights[1:], list(run.model.parameters())[1:], strict=True))  # fmt: skip
+    assert all(torch.equal(a, b) for a, b in zip(weights[1:], list(run.model.parameters())[1:], strict=True))
 
 
 @pytest.mark.parametrize("extra", [["--amp", "bf16"], ["--checkpoint"], ["--plain"], ["--loss", "ohem"]])

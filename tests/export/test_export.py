@@ -22,6 +22,7 @@ from hrnet_fast.export.record import MULTIPLE, record
 from hrnet_fast.models import randomize
 from hrnet_fast.network.passes import all_streams, no_streams
 from hrnet_fast.tolerances import relative_error
+from support.exhaustive import sampled
 from support.model_cases import SMALL
 from support.patching_cases import FAMILIES
 
@@ -54,7 +55,7 @@ def taken_apart(path):
     return not [node for node in graph.node if node.op_type == "Resize" and node.output[0] in joined]
 
 
-@pytest.mark.parametrize("name", ["segmentation-master", "mmseg", "mmdet", "classification"])
+@pytest.mark.parametrize("name", sampled(["segmentation-master", "mmseg", "mmdet", "classification"], 2))
 def test_onnx_of_patched_networks(name, tmp_path):
     """Standard operators, no BatchNorm, the same results at three sizes; the patched network is left as it was."""
     model = small(name)
@@ -73,7 +74,7 @@ def test_onnx_of_patched_networks(name, tmp_path):
     assert multiple or any(int(side) % MULTIPLE for shape in done.errors for side in shape.split("x")[2:])
 
 
-@pytest.mark.parametrize("keywords", [{}, {"features_only": True}], ids=["classifier", "features"])
+@pytest.mark.parametrize("keywords", sampled([{}, {"features_only": True}], 2), ids=["classifier", "features"])
 def test_onnx_of_timms_own(timm, keywords, tmp_path):
     model = randomize(timm.create_model("hrnet_w18_small", **keywords)).eval()
     assert hf.patch(model).patched

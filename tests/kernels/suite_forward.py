@@ -22,6 +22,13 @@ def interpreted(inputs, weights=None, bias=None, *, size=None, mode="bilinear", 
     return triton.compute(call._replace(allow_tf32=tf32), interpreted=True)
 
 
+def _large_tiles(monkeypatch):
+    """Larger ones than those of GPUs: the interpreter takes a time for every tile, whatever its size."""
+    for key in configurations.UP_SUM_RELU:
+        tile = (16, 32, 64, 2) if key[0] else (8, 64, 16, 2)
+        monkeypatch.setitem(configurations.UP_SUM_RELU, key, configurations.Tile(*tile, 4, None))
+
+
 def check(case, mode, dtype, layout, tf32=False):
     mode, align_corners = MODES[mode]
     inputs, weights, keywords = make(case, dtype, layout)
@@ -35,9 +42,7 @@ def check(case, mode, dtype, layout, tf32=False):
 @pytest.mark.parametrize("mode", chosen(MODES, lambda _, name: name == "bilinear"))
 @pytest.mark.parametrize("case", [c for c in CASES if not c.name.startswith("head")], ids=lambda case: case.name)
 def test_every_case_and_mode(case, mode, monkeypatch):
-    """With larger tiles than those of GPUs: the interpreter takes a time for every tile, whatever its size."""
-    for key, shape in {(True, 4): (16, 32, 64, 2), (False, 4): (8, 64, 16, 2)}.items():
-        monkeypatch.setitem(configurations.UP_SUM_RELU, key, configurations.Tile(*shape, 4, None))
+    _large_tiles(monkeypatch)
     for layout in case.layouts:
         check(case, mode, torch.float32, layout)
 
@@ -45,15 +50,22 @@ def test_every_case_and_mode(case, mode, monkeypatch):
 @pytest.mark.parametrize("dtype", HALF, ids=str)
 @pytest.mark.parametrize("name", ["odd", "top-down", "one-way-only"])
 @pytest.mark.parametrize("layout", ["channels_last", "contiguous"])
-def test_half_precision(name, dtype, layout):
+def test_half_precision(name, dtype, layout, monkeypatch):
+    if name == "odd":  # the others with the tiles of GPUs
+        _large_tiles(monkeypatch)
     check(BY_NAME[name], "bilinear", dtype, layout)
 
 
 @pytest.mark.parametrize("name", PRODUCTS)
 def test_products_inside(name):
     """The kernel with products inside serves float32 only as TF32, which the interpreter does not round."""
-    check(BY_NAME[name], "align_corners" if name == "projected-odd" else "bilinear", torch.float32, "channels_last",
-          tf32=True)  # fmt: skip
+    check(
+        BY_NAME[name],
+        "align_corners" if name == "projected-odd" else "bilinear",
+        torch.float32,
+        "channels_last",
+        tf32=True,
+    )
 
 
 @pytest.mark.parametrize("dtype", HALF, ids=str)
@@ -63,10 +75,12 @@ def test_products_inside_in_half_precision(dtype):
 
 
 @pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format], ids=str)
-def test_several_outputs_in_one_launch(layout):
+def test_several_outputs_in_one_launch(layout, monkeypatch):
     """An exchange unit: outputs of different sizes and channels, with and without bias, an empty one among them."""
-    streams = [torch.randn(2, c, h, w).contiguous(memory_format=layout)
-               for c, h, w in ((18, 21, 30), (36, 11, 15), (20, 6, 8))]  # fmt: skip
+    _large_tiles(monkeypatch)
+    streams = [
+        torch.randn(2, c, h, w).contiguous(memory_format=layout) for c, h, w in ((18, 21, 30), (36, 11, 15), (20, 6, 8))
+    ]
     calls = []
     for i, x in enumerate(streams):
         weights = [None, *[torch.randn(x.shape[1], z.shape[1]) / 6 for z in streams[i + 1 :]]]

@@ -22,8 +22,11 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 @pytest.fixture(autouse=True)
 def _large_tiles(monkeypatch):
     """Larger tiles than those of GPUs: the interpreter takes a time for every tile, whatever its size."""
-    tiles = (configurations.GroupedTile(8, 16, 16, 16), configurations.GroupedTile(16, 32, 64, 64),
-             configurations.GroupedTile(16, 32, 32, 16))  # fmt: skip
+    tiles = (
+        configurations.GroupedTile(8, 16, 16, 16),
+        configurations.GroupedTile(16, 32, 64, 64),
+        configurations.GroupedTile(16, 32, 32, 16),
+    )
     for name, row in configurations.GROUPED_LEVEL.items():
         monkeypatch.setitem(configurations.GROUPED_LEVEL, name, row._replace(tiles=tiles))
 
@@ -78,21 +81,28 @@ def test_a_level_of_everything(dtype):
         total = total + residual[0].double() if residual else total
         exact.append(F.relu(total) if relu else total)
 
-    a, b, c = source(18, 19, 33), source(36, 10, 17), source(5, 5, 9)
-    conv([a], 18, 3, 1, True, residual=source(18, 19, 33))
+    a, b, c = source(18, 11, 18), source(36, 6, 9), source(5, 3, 5)
+    conv([a], 18, 3, 1, True, residual=source(18, 11, 18))
     conv([a], 40, 3, 2, False)
-    conv([b, source(7, 10, 17)], 20, 3, 1, True)
+    conv([b, source(7, 6, 9)], 20, 3, 1, True)
     conv([b], 70, 1, 1, False)
-    low, middle = source(18, 5, 9), source(18, 10, 17)
-    tasks.append(Task(arena.put(shape=(n, 18, 19, 33)), n, [Term(p) for _, p in (a, low, middle)], True))
-    up = [F.interpolate(x.double(), (19, 33), mode="bilinear") for x, _ in (low, middle)]
+    low, middle = source(18, 3, 5), source(18, 6, 9)
+    tasks.append(Task(arena.put(shape=(n, 18, 11, 18)), n, [Term(p) for _, p in (a, low, middle)], True))
+    up = [F.interpolate(x.double(), (11, 18), mode="bilinear") for x, _ in (low, middle)]
     exact.append(F.relu(a[0].double() + sum(up)))
     conv([c], 18, 1, 2, False)
     tiles = configurations.GROUPED_LEVEL[configurations.products(dtype, False)].tiles
     rows, terms, programs = table(tasks, tiles, taps.HALF_PIXEL)
-    grouped_level(arena.memory, arena.memory, weights.memory, biases, torch.tensor(rows, dtype=torch.int32),
-                  torch.tensor(terms, dtype=torch.int32), programs,
-                  constants(dtype, False, taps.HALF_PIXEL, False, interpreted=True))  # fmt: skip
+    grouped_level(
+        arena.memory,
+        arena.memory,
+        weights.memory,
+        biases,
+        torch.tensor(rows, dtype=torch.int32),
+        torch.tensor(terms, dtype=torch.int32),
+        programs,
+        constants(dtype, False, taps.HALF_PIXEL, False, interpreted=True),
+    )
     for task, ref in zip(tasks, exact, strict=True):
         found = arena.view(task.out, n)
         assert relative_error(found[:, : ref.shape[1]], ref) < OPERATOR[dtype]
@@ -101,7 +111,7 @@ def test_a_level_of_everything(dtype):
 
 @pytest.mark.parametrize(("seed", "dtype"), [(3, torch.float32), (3, torch.float16), (5, torch.float32)], ids=str)
 def test_whole_networks(seed, dtype, monkeypatch):
-    """In an arena full of NaN, twice: what lies there from before must not matter."""
+    """In an arena full of NaN: what lies there from before must not matter; once of the three a second time."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", seed == 5)  # then the head's kernel serves float32 too
     model, x = build(seed).eval(), torch.randn(1, 3, 32, 48)
     with torch.no_grad():
@@ -109,7 +119,7 @@ def test_whole_networks(seed, dtype, monkeypatch):
         graph = record(model, (x,), {}, constants=Constants(), calls=1)
         owner = Grouped(dtype, torch.device("cpu"), None, interpreted=True)
         plan = owner.prepare(graph, steps_of(graph))
-        for _ in range(2):
+        for _ in range(2 if seed == 5 else 1):
             owner.poison()
             made = dict(zip(graph.outputs(), plan([x])))
         found = [made[r] if isinstance(r, Value) else r for r in graph.results]

@@ -1,5 +1,7 @@
 """Every default configuration of the Triton kernels, compiled for GPUs that are not there: registers and spills."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -28,8 +30,12 @@ HALF_PIXEL = {"mode": "bilinear", "align_corners": False}
 
 
 def images(channels, count, dtype, layout, size=(128, 256)):
-    return [torch.empty(1, channels, size[0] >> k, size[1] >> k, dtype=dtype, device="meta").contiguous(
-        memory_format=layout) for k in range(count)]  # fmt: skip
+    return [
+        torch.empty(1, channels, size[0] >> k, size[1] >> k, dtype=dtype, device="meta").contiguous(
+            memory_format=layout
+        )
+        for k in range(count)
+    ]
 
 
 def forward(channels, dtype, layout):
@@ -65,8 +71,9 @@ def head(channels, dtype, layout, projected=19):
     projection = torch.empty(projected, 15 * channels, dtype=dtype, device="meta") if projected else None
     out = images(projected or 15 * channels, 1, dtype, layout)[0]
     bias = torch.empty(15 * channels, dtype=dtype, device="meta")
-    positional, constants, _ = product_up_sum.arguments(out, whole, [weight], x[1:], bias, projection, None, **HALF_PIXEL,
-                                                        relu=True, tf32=dtype == torch.float32)  # fmt: skip
+    positional, constants, _ = product_up_sum.arguments(
+        out, whole, [weight], x[1:], bias, projection, None, **HALF_PIXEL, relu=True, tf32=dtype == torch.float32
+    )
     return product_up_sum.product_up_sum_kernel, positional, constants
 
 
@@ -85,8 +92,12 @@ def grouped(dtype, tf32, external):
 
 
 def launches():
-    for name, *case in (("float16", torch.float16, False), ("bfloat16", torch.bfloat16, False),
-                        ("tf32", torch.float32, True), ("float32", torch.float32, False)):  # fmt: skip
+    for name, *case in (
+        ("float16", torch.float16, False),
+        ("bfloat16", torch.bfloat16, False),
+        ("tf32", torch.float32, True),
+        ("float32", torch.float32, False),
+    ):
         yield f"grouped-{name}", grouped, (*case, False)
     yield "grouped-float16-external", grouped, (torch.float16, False, True)
     for name, case in CASES.items():
@@ -100,8 +111,18 @@ def launches():
 LAUNCHES = {name: (build, case) for name, build, case in launches()}
 
 
-@pytest.mark.parametrize("target", chosen(TARGETS, lambda _, name: name == "sm_90"))
-@pytest.mark.parametrize("name", LAUNCHES)
+# by default for one target, of each channels, width of numbers and layout one case
+USUAL = ("grouped", "c48-float16", "c18-bfloat16", "c18-float32-contiguous")
+
+
+@pytest.mark.parametrize(
+    ("name", "target"),
+    chosen(
+        itertools.product(LAUNCHES, TARGETS),
+        lambda _, case: case[1] == "sm_90" and (case[0].startswith(USUAL) or case[0].endswith(USUAL)),
+        several=True,
+    ),
+)
 def test_compiles_without_spills(name, target, tmp_path):
     build, case = LAUNCHES[name]
     compiled = compile_for(*build(*case), GPUTarget("cuda", TARGETS[target], 32))

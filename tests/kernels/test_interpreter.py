@@ -8,25 +8,25 @@ from pathlib import Path
 import pytest
 
 SUITES = sorted(Path(__file__).parent.glob("suite_*.py"))
-# the longest in two halves, which can run side by side
-PARTS = [(suite, half) for suite in SUITES
-         for half in (("channels_last", "not channels_last") if suite.stem == "suite_backward" else ("",))]  # fmt: skip
 # the suites whose tests are exhaustive in part
-BESIDES = [part for part in PARTS if "support.exhaustive" in part[0].read_text()]
+BESIDES = [suite for suite in SUITES if "support.exhaustive" in suite.read_text()]
 
 
 @pytest.mark.parametrize(
-    ("suite", "half", "which"),
-    [*((*part, "not exhaustive") for part in PARTS),
-     *(pytest.param(*part, "exhaustive", marks=pytest.mark.exhaustive) for part in BESIDES)],
+    ("suite", "which"),
+    [
+        *((suite, "not exhaustive") for suite in SUITES),
+        *(pytest.param(suite, "exhaustive", marks=pytest.mark.exhaustive) for suite in BESIDES),
+    ],
     ids=lambda part: getattr(part, "stem", part),
-)  # fmt: skip
-def test_in_the_interpreter(suite, half, which):
+)
+def test_in_the_interpreter(suite, which):
     """Triton decides at its import whether it interprets, therefore in a process of its own."""
     pytest.importorskip("triton")
     environment = {**os.environ, "TRITON_INTERPRET": "1", "HRNET_FAST_NO_SKIP": "1"}
-    done = subprocess.run([sys.executable, "-m", "pytest", "-o", "addopts=", "--import-mode=importlib", "-q", "-x", "-m", which, "-k", half, str(suite)], capture_output=True, text=True,
-                          check=False, env=environment)  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=", "--import-mode=importlib", "-q", "-x"]
+    command += ["-m", which, str(suite)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if done.returncode == pytest.ExitCode.NO_TESTS_COLLECTED and "HRNET_FAST_SHARE" in os.environ:
         return  # none of the suite's tests is in this share (tests/conftest.py)
     assert done.returncode == 0, done.stdout[-4000:] + done.stderr[-2000:]

@@ -16,8 +16,11 @@ MODE_IDS = ["bilinear", "align-corners", "nearest"]
 
 
 # The official README's table for Cityscapes, 19 classes, 1024x2048.
-PUBLISHED = [("hrnet_w18_small_v1", 1_540_819, 31.1), ("hrnet_w18_small_v2", 3_939_579, 71.6),
-             ("hrnet_w48", 65_859_379, 696.2)]  # fmt: skip
+PUBLISHED = [
+    ("hrnet_w18_small_v1", 1_540_819, 31.1),
+    ("hrnet_w18_small_v2", 3_939_579, 71.6),
+    ("hrnet_w48", 65_859_379, 696.2),
+]
 
 
 @pytest.mark.parametrize(("name", "parameters", "gflops"), PUBLISHED, ids=[row[0] for row in PUBLISHED])
@@ -196,8 +199,9 @@ def test_randomize_is_reproducible_and_leaves_the_generator_alone():
 
 
 def test_compile_without_graph_breaks():
+    """Recorded by Dynamo; what follows it is compiled in training below, and in test_compiled_models.py."""
     plain, fast = pair(full_resolution=True)
-    assert_equal(torch.compile(fast, fullgraph=True, backend="aot_eager"), plain, image((64, 64)))
+    assert_equal(torch.compile(fast, fullgraph=True, backend="eager"), plain, image((64, 64)))
 
 
 def test_compile_trains_without_graph_breaks():

@@ -31,8 +31,10 @@ def cases():
     vector = ((4,), torch.float32, None)
     for image, stride, padding, dilation in itertools.product((x, lying), (1, 2, 3), (0, 1), (1, 2)):
         weight = ((5, 4, 3, 3), torch.float32, None)
-        yield aten.convolution.default, (image, weight, None, [stride] * 2, [padding + 1] * 2, [dilation] * 2, False,
-                                         [0, 0], 1)  # fmt: skip
+        yield (
+            aten.convolution.default,
+            (image, weight, None, [stride] * 2, [padding + 1] * 2, [dilation] * 2, False, [0, 0], 1),
+        )
     yield (
         aten.convolution.default,
         (x, ((4, 5, 3, 3), torch.float32, None), None, [2, 2], [1, 1], [1, 1], True, [1, 1], 1),
@@ -104,7 +106,8 @@ record(model, (torch.empty(1, 3, 64, 64),), constants=Constants(), calls=2)
 late = [name for name in ("torch._dynamo", "sympy") if name in sys.modules]
 assert not late, f"recording an HRNet imports {late}"
 import gc
-record(torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Sigmoid()), (torch.empty(1, 3, 8, 8),), constants=Constants())
+network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 1), torch.nn.Sigmoid())
+record(network, (torch.empty(1, 3, 8, 8),), constants=Constants())
 left = [x for x in gc.get_objects() if type(x) is FakeTensor]
 assert "torch._dynamo" in sys.modules and not left, left
 """

@@ -34,7 +34,7 @@ def verdict_of(seed, **kwargs):
         return judge(lambda: build(seed), lambda model, size: arguments(program, *size), SIZES, **kwargs)
 
 
-@pytest.mark.parametrize("seeds", sampled(CHUNKS, 4), ids=name)
+@pytest.mark.parametrize("seeds", sampled(CHUNKS, 8), ids=name)
 def test_right_or_refused(seeds):
     verdicts = {f"build({seed})": verdict_of(seed) for seed in seeds}
     counts = collections.Counter(v.kind for v in verdicts.values())

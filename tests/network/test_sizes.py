@@ -44,7 +44,7 @@ def fault(fast, model, arguments, tried=TRIED):
     return ""
 
 
-@pytest.mark.parametrize("first", sampled(range(0, PROGRAMS, CHUNK), 3))
+@pytest.mark.parametrize("first", sampled(range(0, PROGRAMS, CHUNK), 6))
 def test_random_programs(first):
     counts, faults = collections.Counter(), []
     for seed in range(first, first + CHUNK):

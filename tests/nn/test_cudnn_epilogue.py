@@ -1,4 +1,4 @@
-"""Convolutions on a GPU: when bias, ReLU and sum are in cuDNN's epilogue, and how many launches a unit takes; on fakes."""
+"""Convolutions on a GPU: when bias, ReLU and sum are in cuDNN's epilogue, how many launches a unit takes; on fakes."""
 
 import collections
 

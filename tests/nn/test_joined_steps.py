@@ -1,4 +1,4 @@
-"""Exchange units in training with similar convolutions side by side: the same training as plain, whatever is changed."""
+"""Exchange units in training with similar convolutions side by side: the same training as plain, whatever changes."""
 
 import copy
 import io

@@ -1,4 +1,4 @@
-"""Residual blocks, convolution chains and the stem: folded against plain, in evaluation and wherever folding must stop."""
+"""Residual blocks, convolution chains and the stem: folded against plain, in evaluation and where folding must stop."""
 
 import copy
 import pickle
@@ -18,8 +18,13 @@ KINDS = {
     "basic": (residual_blocks.BasicBlock, residual_blocks.FoldedBasicBlock, (6, 0.1), {}),
     "bottleneck": (residual_blocks.Bottleneck, residual_blocks.FoldedBottleneck, (6, 3, 0.1), {}),
     "bottleneck-identity": (residual_blocks.Bottleneck, residual_blocks.FoldedBottleneck, (12, 3, 0.1), {}),
-    "chain": (residual_blocks.ConvNormReLU, residual_blocks.FoldedConvNormReLU, (6, 5, 0.1), {"kernel_size": 3, "stride": 2, "padding": 1}),
-}  # fmt: skip
+    "chain": (
+        residual_blocks.ConvNormReLU,
+        residual_blocks.FoldedConvNormReLU,
+        (6, 5, 0.1),
+        {"kernel_size": 3, "stride": 2, "padding": 1},
+    ),
+}
 
 
 @pytest.fixture(params=KINDS)

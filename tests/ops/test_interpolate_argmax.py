@@ -1,4 +1,4 @@
-"""interpolate_argmax against F.interpolate and argmax: sizes, modes, dtypes, layouts, ties, NaN, errors, registration."""
+"""interpolate_argmax against F.interpolate and argmax: sizes, modes, dtypes, layouts, ties, NaN, errors, schema."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""torch.ops.hrnet_fast under transforms: right, or an error; what reaches an operator by its name has no other guard."""
+"""torch.ops.hrnet_fast under transforms: right, or an error; an operator called by its name has no other guard."""
 
 import pytest
 import torch

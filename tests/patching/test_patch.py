@@ -1,4 +1,4 @@
-"""patch and unpatch on every family: the same outputs, gradients, keys and statistics, and everything as it was after."""
+"""patch and unpatch on every family: the same outputs, gradients, keys and statistics, and all as it was after."""
 
 import copy
 import pickle
@@ -10,15 +10,9 @@ import torch
 import hrnet_fast as hf
 from hrnet_fast.tolerances import relative_error
 from support.model_cases import assert_equal, flat, image
-from support.patching_cases import FAMILIES
+from support.patching_cases import FAMILIES, original_and_patched
 
-pytestmark = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
-
-
-def original_and_patched(family):
-    original = family.make()
-    patched = copy.deepcopy(original)
-    return original, patched, hf.patch(patched)
+pytestmark = pytest.mark.parametrize("family", FAMILIES)
 
 
 def bits(model, x):
@@ -27,23 +21,24 @@ def bits(model, x):
 
 
 def test_what_is_patched(family):
-    _, _, report = original_and_patched(family)
-    assert Counter(row.kind for row in report.patched) == family.kinds()
+    report = hf.patch(FAMILIES[family].make())
+    assert Counter(row.kind for row in report.patched) == FAMILIES[family].kinds()
     assert all(row.kind == "HRNetV2" for row in report.left_alone)  # a backbone without that head
     assert report.summary in str(report)
 
 
-@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-def test_same_outputs(family, layout):
-    original, patched, _ = original_and_patched(family)
-    for size in family.sizes:
-        x = image(size, batch=1).contiguous(memory_format=layout)
-        assert_equal(patched, original, x, tolerance=1e-5)
-        assert_equal(patched, original, x, tolerance=1e-5)  # and from what the first call kept
+def test_same_outputs(family):
+    original, patched = FAMILIES[family].make(), FAMILIES[family].make()
+    hf.patch(patched)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        for size in FAMILIES[family].sizes:
+            x = image(size, batch=1).contiguous(memory_format=layout)
+            assert_equal(patched, original, x, tolerance=1e-5)
+            assert_equal(patched, original, x, tolerance=1e-5)  # and from what the first call kept
 
 
 def test_training_is_the_same(family):
-    original, patched, _ = original_and_patched(family)
+    original, patched = original_and_patched(family)
     x = image((64, 64))
     for model in (original.double(), patched.double()):
         model.train()
@@ -59,7 +54,7 @@ def test_training_is_the_same(family):
 
 
 def test_gradients_of_an_evaluated_model(family):
-    original, patched, _ = original_and_patched(family)
+    original, patched = original_and_patched(family)
     grads = []
     for model in (original, patched):
         x = image((64, 64)).requires_grad_()
@@ -70,7 +65,7 @@ def test_gradients_of_an_evaluated_model(family):
 
 
 def test_unpatch_restores_the_bits(family):
-    model = family.make()
+    model = FAMILIES[family].make()
     x, types, modules = image(), [type(m) for m in model.modules()], list(model.modules())
     before = bits(model, x)
     hf.patch(model)
@@ -83,7 +78,7 @@ def test_unpatch_restores_the_bits(family):
 
 
 def test_keys_and_values_stay(family):
-    original, patched, _ = original_and_patched(family)
+    original, patched = original_and_patched(family)
     before, after = original.state_dict(), patched.state_dict()
     assert list(before) == list(after)
     assert all(torch.equal(before[key], after[key]) for key in before)
@@ -95,7 +90,8 @@ def test_keys_and_values_stay(family):
 
 
 def test_patching_twice_is_harmless(family):
-    original, patched, first = original_and_patched(family)
+    original, patched = FAMILIES[family].make(), FAMILIES[family].make()
+    first = hf.patch(patched)
     types = [type(m) for m in patched.modules()]
     second = hf.patch(patched)
     assert [type(m) for m in patched.modules()] == types
@@ -107,7 +103,7 @@ def test_patching_twice_is_harmless(family):
     "copy_of", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"]
 )
 def test_copies_are_patched_and_independent(family, copy_of):
-    original, patched, _ = original_and_patched(family)
+    original, patched = original_and_patched(family)
     bits(patched, image())
     twin = copy_of(patched)
     assert [type(m) for m in twin.modules()] == [type(m) for m in patched.modules()]
@@ -121,7 +117,7 @@ def test_copies_are_patched_and_independent(family, copy_of):
 
 
 def test_to_another_dtype_and_back(family):
-    original, patched, _ = original_and_patched(family)
+    original, patched = original_and_patched(family)
     x = image((64, 64))
     bits(patched, x)
     assert_equal(patched.double(), original.double(), x.double(), tolerance=1e-10)
@@ -129,7 +125,7 @@ def test_to_another_dtype_and_back(family):
 
 
 def test_a_changed_weight_is_folded_again(family):
-    original, patched, _ = original_and_patched(family)
+    original, patched = original_and_patched(family)
     x = image()
     before = bits(patched, x)
     for model in (original, patched):
@@ -141,7 +137,7 @@ def test_a_changed_weight_is_folded_again(family):
 
 
 def test_bfloat16_is_no_worse(family):
-    original, patched, _ = original_and_patched(family)
+    original, patched = original_and_patched(family)
     x = image().bfloat16()
     truth = bits(copy.deepcopy(original).bfloat16().double(), x.double())
     theirs, ours = bits(original.bfloat16(), x), bits(patched.bfloat16(), x)

@@ -11,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import hrnet_fast as hf
 from hrnet_fast.models import randomize
 from hrnet_fast.tolerances import MODEL, relative_error
-from support.patching_cases import FAMILIES
+from support.patching_cases import original_and_patched
 
 SIZE = (64, 64)
 
@@ -25,13 +25,7 @@ def own() -> tuple[nn.Module, nn.Module]:
     return plain.eval(), fast.eval()
 
 
-def patched() -> nn.Module:
-    model = FAMILIES["segmentation-v1.1"].make()
-    assert hf.patch(model).patched
-    return model
-
-
-PAIRS = {"own": own, "patched": lambda: (FAMILIES["segmentation-v1.1"].make(), patched())}
+PAIRS = {"own": own, "patched": lambda: original_and_patched("segmentation-v1.1")}
 
 
 @pytest.fixture(params=PAIRS)

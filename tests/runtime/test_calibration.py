@@ -1,8 +1,6 @@
 """What convolutions multiply, against hooks on the model's own modules; names; the file."""
 
 import logging
-import random
-import sys
 
 import pytest
 import torch
@@ -277,10 +275,16 @@ BAD = float("nan")
 WRONG = {
     "none": (lambda x: [], "there are no images at all"),
     "none in a tensor": (lambda x: x[:0], "there are no images at all"),
-    "channels": (lambda x: [x, x[:, :2]], r"the model does not take images 4 to 7, \[4, 2, 64, 64\] of torch.float32: "),
+    "channels": (
+        lambda x: [x, x[:, :2]],
+        r"the model does not take images 4 to 7, \[4, 2, 64, 64\] of torch.float32: ",
+    ),
     "rank": (lambda x: [torch.rand(64, 64)], r"the model does not take image 0, \[64, 64\] of torch.float32: "),
     "integers": (lambda x: x.byte(), r"the model does not take image 0, \[1, 3, 64, 64\] of torch.uint8: "),
-    "labels": (lambda x: [[x, 1]], r"the model does not take images 0 to 3, \[4, 3, 64, 64\] of torch.float32: .*got list"),
+    "labels": (
+        lambda x: [[x, 1]],
+        r"the model does not take images 0 to 3, \[4, 3, 64, 64\] of torch.float32: .*got list",
+    ),
     "text": (lambda x: ["image.png"], "the model does not take image 0, str: "),
     "too many": (lambda x: [(x, x)], "the model does not take images 0 to 3, .*: "),
     "NaN": (lambda x: [*x, x[0] * BAD], "NaN or Inf in image 4"),
@@ -288,7 +292,7 @@ WRONG = {
     "empty": (lambda x: [x[:, :, :0]], r"an empty tensor in images 0 to 3: \[4, 3, 0, 64\]"),
     "empty batch": (lambda x: [*x, x[:0]], r"an empty tensor in image 4: \[0, 3, 64, 64\]"),
     "constant": (lambda x: torch.ones(3, 3, 64, 64), r"all images are constant \(3 of 3\)"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", WRONG)
@@ -345,89 +349,6 @@ def test_zeros_everywhere():
     with torch.no_grad():
         model[0].bias.fill_(-100)
     assert of_images(model, image((8, 8), 4)).of("2.weight")[:2] == (0.0, 1.0)
-
-
-@pytest.fixture
-def made():
-    generator = torch.Generator().manual_seed(0)
-    found = {}
-    for k in range(5):
-        mean, high = torch.randn(3 + k, generator=generator), torch.rand((), generator=generator).item() / 3 + 1e-9
-        found[f"stage{k}.weight[{k}:{k + 3}]"] = Activation(-high if k % 2 else 0.0, high, mean)
-    return Calibration(found, 17)
-
-
-def same(one, two):
-    assert one.images == two.images and one.activations.keys() == two.activations.keys()
-    for name, a in one.activations.items():
-        b = two.of(name)
-        assert a[:2] == b[:2] and a.mean.dtype == b.mean.dtype and torch.equal(a.mean, b.mean)
-    return True
-
-
-def test_a_file_has_every_bit(made, tmp_path):
-    pytest.importorskip("safetensors")
-    path = tmp_path / "here" / "w18.safetensors"
-    made.save(path)
-    read = Calibration.load(path)
-    assert same(made, read) and all(isinstance(a, Activation) for a in read.activations.values())
-    first = path.read_bytes()
-    read.save(path)
-    assert path.read_bytes() == first
-    Calibration(dict(reversed(made.activations.items())), 17).save(path)
-    assert path.read_bytes() == first
-    found = of_images(network(fast=False), image())
-    found.save(str(path))
-    assert same(found, Calibration.load(str(path)))
-
-
-def test_a_file_needs_no_numpy(made, tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "numpy", None)
-    made.save(tmp_path / "w18.safetensors")
-    assert same(made, Calibration.load(tmp_path / "w18.safetensors"))
-
-
-def test_a_damaged_file_is_refused(made, tmp_path):
-    pytest.importorskip("safetensors")
-    path, chance = tmp_path / "w18.safetensors", random.Random(0)
-    made.save(path)
-    whole, messages = path.read_bytes(), []
-    for _ in range(300):
-        data = bytearray(whole)
-        if chance.random() < 0.3:
-            del data[chance.randrange(len(data)) :]
-        else:
-            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
-        path.write_bytes(data)
-        try:
-            read = Calibration.load(path)
-        except ValueError as error:
-            messages.append(str(error))
-        else:
-            assert same(made, read)  # what changed means nothing, as spaces in the header
-    assert len(messages) > 250 and all(str(path) in message for message in messages)
-
-
-def test_other_files_are_refused(made, tmp_path):
-    pytest.importorskip("safetensors")
-    from safetensors.torch import save_file
-
-    path = tmp_path / "w18.safetensors"
-    with pytest.raises(FileNotFoundError):
-        Calibration.load(path)
-    save_file({"weight": torch.ones(3)}, path)
-    with pytest.raises(ValueError, match="holds no calibration of hrnet_fast"):
-        Calibration.load(path)
-    for about in ("[]", "null", "{", '{"version": 1}', '{"version": 1, "images": 1, "ranges": []}'):
-        save_file({"weight": torch.ones(3)}, path, {"hrnet_fast_calibration": about})
-        with pytest.raises(ValueError, match="is a damaged calibration"):
-            Calibration.load(path)
-    save_file({"weight": torch.ones(3)}, path, {"hrnet_fast_calibration": '{"version": 2}'})
-    with pytest.raises(ValueError, match="of version 2, known is 1"):
-        Calibration.load(path)
-    for call in (made.save, Calibration.load):
-        with pytest.raises(ValueError, match="a name that ends in .safetensors, got"):
-            call(tmp_path / "w18.json")
 
 
 def test_another_network_is_refused():

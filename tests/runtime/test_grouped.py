@@ -45,8 +45,7 @@ def test_a_whole_network_in_about_a_hundred_launches(task):
 def test_a_head_in_pieces_where_its_kernel_does_not_serve():
     steps = [op for step in lowered("segmentation", head=False)[1].steps for op in step]
     assert not any(isinstance(op, Exchange) and op.projection for op in steps)
-    assert any(isinstance(op, Exchange) and op.projection
-               for step in lowered("segmentation")[1].steps for op in step)  # fmt: skip
+    assert any(isinstance(op, Exchange) and op.projection for step in lowered("segmentation")[1].steps for op in step)
 
 
 class StandIn:
@@ -75,8 +74,16 @@ def on_a_stand_in(monkeypatch):
     """A small network's Ways as on a GPU, with graphs and streams of a stand-in; and a call of it."""
     backend, call = FakeBackend(), Arguments.of((torch.randn(1, 3, 12, 20),), {})
     net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 4, 1)).eval()
-    settings = {"dtype": torch.float32, "memory_format": "auto", "normalization": None, "winograd": True, "streams": "auto",
-                "cuda_graph": "auto", "calibration": None, "max_shapes": 2}  # fmt: skip
+    settings = {
+        "dtype": torch.float32,
+        "memory_format": "auto",
+        "normalization": None,
+        "winograd": True,
+        "streams": "auto",
+        "cuda_graph": "auto",
+        "calibration": None,
+        "max_shapes": 2,
+    }
     ways = Ways(net, torch.device("cpu"), settings)
     ways._torch.branches = Branches(backend)
     ways._graphs = GraphedModule(ways._run_steps, 4, state=ways._places, backend=backend)

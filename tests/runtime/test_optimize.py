@@ -360,7 +360,7 @@ BAD = {
     "later channels": (lambda m, x: hf.optimize(m, x)(x[:, :2]), ValueError, "3 channels"),
     "later empty": (lambda m, x: hf.optimize(m, x)(x[:0]), ValueError, "empty"),
     "later training": (lambda m, x: hf.optimize(m, x).train(), ValueError, "inference only"),
-}  # fmt: skip
+}
 
 
 def _train_one(model):

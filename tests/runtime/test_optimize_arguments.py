@@ -58,11 +58,15 @@ WRONG = {
     "structure": (lambda f, a: f(a[0]), ValueError, "structure"),
     "keyword": (lambda f, a: f(*a, scales=1.0), ValueError, "scale"),
     "dtype": (lambda f, a: f(a[0], a[1].float(), scale=1.0), TypeError, "argument 1: expected torch.int64"),
-    "channels": (lambda f, a: f(Pair(a[0].first[:, :2], a[0].second), a[1], scale=1.0), ValueError, r"argument 0\[0\]: expected 3"),
+    "channels": (
+        lambda f, a: f(Pair(a[0].first[:, :2], a[0].second), a[1], scale=1.0),
+        ValueError,
+        r"argument 0\[0\]: expected 3",
+    ),
     "rank": (lambda f, a: f(Pair(a[0].first[0], a[0].second), a[1], scale=1.0), ValueError, r"expected \[N, C, H, W\]"),
     "no tensor": (lambda f, a: f(*a, scale=torch.ones(())), TypeError, "scale: expected no tensor"),
     "unhashable": (lambda f, a: f(*a, scale={1.0}), TypeError, "hashable"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", WRONG)

@@ -1,4 +1,4 @@
-"""``optimize`` in int8: what it asks for, what it refuses, how near it comes, and when it takes another dtype instead."""
+"""``optimize`` in int8: what it asks for, what it refuses, how near it comes, when it takes another dtype instead."""
 
 import copy
 import pickle

@@ -12,7 +12,7 @@ def sampled(values: Iterable[Any], every: int) -> list[Any]:
 
 
 def chosen(values: Iterable[Any], runs_by_default: Callable[[int, Any], bool], several: bool = False) -> list[Any]:
-    """Likewise, where ``runs_by_default(index, value)`` says which are not exhaustive; ``several``: each is of several names."""
+    """Likewise, where ``runs_by_default(index, value)`` says which are not exhaustive; ``several`` names."""
     return [
         value
         if runs_by_default(k, value)

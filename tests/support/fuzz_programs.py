@@ -23,8 +23,8 @@ from hrnet_fast.runtime.cpu.operations import WINOGRAD2, WINOGRAD4
 from hrnet_fast.runtime.cpu.packed_weights import PackedWeights
 from hrnet_fast.runtime.cpu.tiled_encode import TiledProgram
 
-EXTREMES = [0, 1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 64, 255, 1 << 16, 1 << 31, (1 << 31) - 1, (1 << 32) + 1, 1 << 33, 1 << 61,
-            1 << 62, (1 << 63) - 1, -1, -2, -(1 << 31), -(1 << 63)]  # fmt: skip
+EXTREMES = [0, 1, 2, 3, 5, 7, 8, 15, 16, 17, 31, 64, 255, 1 << 16, 1 << 31, (1 << 31) - 1, (1 << 32) + 1, 1 << 33]
+EXTREMES += [1 << 61, 1 << 62, (1 << 63) - 1, -1, -2, -(1 << 31), -(1 << 63)]
 OTHER_DTYPES = [
     torch.int8,
     torch.bool,

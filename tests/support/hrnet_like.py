@@ -222,8 +222,16 @@ class Pyramid(nn.Module):
         return tuple(conv(y) for conv, y in zip(self.convs, maps, strict=True))
 
 
-HEAD = {"v1": V1, "v2": V2, "ocr": OCR, "fpn": FPN, "fpn plain": PlainFPN, "classes": Classes, "streams": Streams,
-        "pyramid": Pyramid}  # fmt: skip
+HEAD = {
+    "v1": V1,
+    "v2": V2,
+    "ocr": OCR,
+    "fpn": FPN,
+    "fpn plain": PlainFPN,
+    "classes": Classes,
+    "streams": Streams,
+    "pyramid": Pyramid,
+}
 
 
 class Network(nn.Module):
@@ -272,7 +280,8 @@ class Network(nn.Module):
 
     def extra_repr(self) -> str:
         """What was drawn."""
-        return f"seed={self.seed}, channels={self.channels}, {self.kind} blocks, style={self.style!r}, head={self.head_kind!r}"
+        drawn = f"seed={self.seed}, channels={self.channels}, {self.kind} blocks"
+        return f"{drawn}, style={self.style!r}, head={self.head_kind!r}"
 
 
 def build(seed: int) -> Network:

@@ -1,5 +1,7 @@
 """One small network per family that ``patch`` serves, what of it is patched, and sizes of images that it takes."""
 
+import copy
+import functools
 from collections import Counter
 from collections.abc import Callable
 from typing import NamedTuple
@@ -7,6 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
+import hrnet_fast as hf
 from hrnet_fast.models import randomize
 from support.families import csail, nvidia, ocr_branch, official, openmmlab, simple_hrnet
 
@@ -42,3 +45,15 @@ FAMILIES = {
     "mmseg": Family(lambda: openmmlab.Model(openmmlab.SegBackbone(), openmmlab.FCNHead()), ANY, ("FCN head",)),
     "simple-hrnet": Family(simple_hrnet.Network, MULTIPLES),
 }
+
+
+@functools.cache
+def _original_and_patched(name: str) -> tuple[nn.Module, nn.Module]:
+    patched = FAMILIES[name].make()
+    assert hf.patch(patched).patched
+    return FAMILIES[name].make(), patched
+
+
+def original_and_patched(name: str) -> tuple[nn.Module, nn.Module]:
+    """Copies of the two: to patch a network takes longer than most tests of it."""
+    return copy.deepcopy(_original_and_patched(name))

@@ -52,7 +52,7 @@ def differences(before: dict[str, Seen], after: dict[str, Seen]) -> list[str]:
 
 
 def strangers(model: nn.Module) -> list[str]:
-    """Where tensors are found that only a recording can have left: without memory, fake, functional or of a transform."""
+    """Where tensors are found that only a recording can have left: without memory, fake, or of a transform."""
     return [path for path, seen in snapshot(model).items() if isinstance(seen.thing, Tensor) and _is_odd(seen.thing)]
 
 

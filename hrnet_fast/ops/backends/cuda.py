@@ -25,8 +25,8 @@ library.define(
     "int[] sizes, bool channels_last, str mode, bool align_corners, bool relu, bool allow_tf32) -> Tensor[]"
 )
 library.define(
-    "exchange_backward_sums(Tensor grad, Tensor? output, int[] sizes, bool channels_last, str mode, bool align_corners) "
-    "-> Tensor[]"
+    "exchange_backward_sums(Tensor grad, Tensor? output, int[] sizes, bool channels_last, str mode, "
+    "bool align_corners) -> Tensor[]"
 )
 for _name in ("exchange_sums", "exchange_backward_sums"):
     library.refuse_derivatives(_name)

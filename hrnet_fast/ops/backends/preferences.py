@@ -10,7 +10,7 @@ from hrnet_fast.ops.exchange.call import ExchangeCall
 
 
 class Row(NamedTuple):
-    """From this compute capability on, a kind of exchange is asked of these backends in turn, the others stay in place."""
+    """From this compute capability on, a kind of exchange is asked of these backends in turn; the others follow."""
 
     capability: tuple[int, int]
     kind: str  # "weightless", "exchange", "head", "backward" or "convolution"

@@ -140,8 +140,18 @@ def _with_products(call: ExchangeCall, layout: torch.memory_format, settings: di
     with _launching("product_up_sum", out.device):
         from hrnet_fast.kernels.product_up_sum import product_up_sum
 
-        product_up_sum(out, wholes, weights, inputs, bias, projection, projection_bias, tf32=call.allow_tf32,
-                       interpreted=interpreted, **settings)  # fmt: skip
+        product_up_sum(
+            out,
+            wholes,
+            weights,
+            inputs,
+            bias,
+            projection,
+            projection_bias,
+            tf32=call.allow_tf32,
+            interpreted=interpreted,
+            **settings,
+        )
     return out
 
 
@@ -165,8 +175,10 @@ def compute_backward(grad, output, sizes, mode, align_corners, same) -> list[Ten
     """exchange_backward by the kernel, on tensors of a supported dtype."""
     layout = autograd.backward_layout(grad, output)
     grad, output = gpu.dense(grad, layout), gpu.dense(output, layout)
-    lows = [torch.empty((*grad.shape[:2], *size), dtype=grad.dtype, device=grad.device, memory_format=layout)
-            for size in autograd.pairs(sizes)]  # fmt: skip
+    lows = [
+        torch.empty((*grad.shape[:2], *size), dtype=grad.dtype, device=grad.device, memory_format=layout)
+        for size in autograd.pairs(sizes)
+    ]
     full = torch.empty_like(grad, memory_format=layout) if same else None
     with _launching("up_backward", grad.device):
         from hrnet_fast.kernels.up_backward import up_backward

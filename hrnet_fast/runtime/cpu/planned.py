@@ -34,7 +34,7 @@ def why_not(dtype: torch.dtype, device: torch.device) -> str | None:
 
 
 def has_tiles() -> bool:
-    """Whether networks in bfloat16 are computed by products of tiles: AMX, or on ARM instructions for small matrices."""
+    """Whether networks in bfloat16 are computed by products of tiles: AMX, on ARM the instructions for matrices."""
     return torch.ops.hrnet_fast.has_tiles()
 
 

@@ -17,9 +17,14 @@ from hrnet_fast.runtime.cpu.operations import (
 )
 
 _ALGORITHMS = {
-    DIRECT: "direct", WINOGRAD2: "Winograd 2x2", WINOGRAD4: "Winograd 4x4", DIRECT + PAIRS: "direct, pairs",
-    WINOGRAD2 + PAIRS: "Winograd 2x2, pairs", WINOGRAD4 + PAIRS: "Winograd 4x4, pairs", TILES: "tiles",
-}  # fmt: skip
+    DIRECT: "direct",
+    WINOGRAD2: "Winograd 2x2",
+    WINOGRAD4: "Winograd 4x4",
+    DIRECT + PAIRS: "direct, pairs",
+    WINOGRAD2 + PAIRS: "Winograd 2x2, pairs",
+    WINOGRAD4 + PAIRS: "Winograd 4x4, pairs",
+    TILES: "tiles",
+}
 
 
 class Timed(NamedTuple):

@@ -1,4 +1,4 @@
-"""From steps to what the kernels do: convolutions and exchanges on images in planned memory, in steps of independent ones."""
+"""What the kernels do: convolutions and exchanges on images in planned memory, steps of independent ones."""
 
 import functools
 from collections.abc import Callable, Iterator

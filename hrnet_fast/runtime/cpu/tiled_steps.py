@@ -140,7 +140,7 @@ def _widen(operations: list[Operation]) -> None:
 
 
 def _round(operations: list[Operation], factors: Mapping[Weight, Factor]) -> None:
-    """Says which operations multiply bytes, and in which forms images have to be there; what is added is in bfloat16."""
+    """Says which operations multiply bytes, and which forms images must have; what is added is in bfloat16."""
     makers = {op.output.buffer: op for op in operations if not isinstance(op, TorchCall)}
     plain: set[Buffer] = set()  # that somebody reads in bfloat16
     for op in operations:

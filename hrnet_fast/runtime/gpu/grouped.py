@@ -35,8 +35,9 @@ class Grouped:
 
     name = "grouped"
 
-    def __init__(self, dtype: torch.dtype, device: torch.device, normalization: Normalization | None,
-                 interpreted: bool = False):  # fmt: skip
+    def __init__(
+        self, dtype: torch.dtype, device: torch.device, normalization: Normalization | None, interpreted: bool = False
+    ):
         self._dtype, self._device, self._normalization, self._interpreted = dtype, device, normalization, interpreted
         self.weights = GroupedWeights(dtype, device)
         self._arena = torch.empty(0, dtype=dtype, device=device)

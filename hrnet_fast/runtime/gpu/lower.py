@@ -1,4 +1,4 @@
-"""From steps to tasks of grouped launches: images in one arena, channels innermost, everything of a level side by side."""
+"""From steps to tasks of grouped launches: images in one arena, channels innermost, a level side by side."""
 
 from hrnet_fast.network.nodes import Graph, Value
 from hrnet_fast.network.sums import Conv, Step, Sum, Up, Weight
@@ -52,11 +52,20 @@ class _GroupedLowering(ReorderedLowering):
 
     def _convolution(self, group: list[Conv], output: Image, residual: Image | None, relu: bool) -> None:
         kernel, stride, _ = group[0].geometry
-        self._convolve([self._image(c.value) for c in group], [c.weight for c in group], output, kernel, stride, residual,
-                       relu)  # fmt: skip
+        self._convolve(
+            [self._image(c.value) for c in group], [c.weight for c in group], output, kernel, stride, residual, relu
+        )
 
-    def _convolve(self, sources: list[Image], weights: list[Weight], output: Image, kernel: int = 1, stride: int = 1,
-                  residual: Image | None = None, relu: bool = False) -> None:  # fmt: skip
+    def _convolve(
+        self,
+        sources: list[Image],
+        weights: list[Weight],
+        output: Image,
+        kernel: int = 1,
+        stride: int = 1,
+        residual: Image | None = None,
+        relu: bool = False,
+    ) -> None:
         from_on = 0 if relu else output.channels
         self._operations.append(Convolution(output, sources, [weights], kernel, stride, residual, from_on))
 
@@ -86,7 +95,7 @@ def is_task(op: Operation) -> bool:
 
 
 def launches_of(level: list[Operation]) -> list[list[Operation]]:
-    """A level in launches: tasks together, as many as a launch takes, those that interpolate alike; the rest one by one.
+    """A level in launches: tasks together, as many as a launch takes, if they interpolate alike; the rest one by one.
 
     What is stored into a tensor of the caller's has a launch of its own.
     """

@@ -38,8 +38,15 @@ class GroupedProgram:
         Refused: an image is too large for the kernels' 32-bit offsets.
     """
 
-    def __init__(self, plan: Lowered, weights: GroupedWeights, dtype: torch.dtype, device: torch.device, tf32: bool,
-                 interpreted: bool = False):  # fmt: skip
+    def __init__(
+        self,
+        plan: Lowered,
+        weights: GroupedWeights,
+        dtype: torch.dtype,
+        device: torch.device,
+        tf32: bool,
+        interpreted: bool = False,
+    ):
         self._plan, self._weights, self._dtype, self._device = plan, weights, dtype, device
         self._tf32, self._interpreted = tf32, interpreted
         self._casts: dict[Constant, Tensor] = {}
@@ -64,8 +71,11 @@ class GroupedProgram:
             result = self._view(output, external, arena) if isinstance(output, Image) else external[output]
             result = result.to(self._dtype) if result.dtype == self._plan.dtype else result
             kept = result.untyped_storage().data_ptr() in theirs
-            results.append(result.clone(memory_format=torch.contiguous_format if result.dim() != 4 else torch.channels_last)
-                           if kept else result)  # fmt: skip
+            results.append(
+                result.clone(memory_format=torch.contiguous_format if result.dim() != 4 else torch.channels_last)
+                if kept
+                else result
+            )
         return results
 
     def forget_casts(self) -> None:
@@ -90,8 +100,14 @@ class GroupedProgram:
         from hrnet_fast.kernels import configurations, grouped_level, taps
 
         sums = [op for op in step if isinstance(op, Exchange)]
-        mode = next((taps.mode_number(op.mode, op.align_corners) for op in sums
-                     if any(image.size != op.output.size for image, _ in op.inputs)), taps.HALF_PIXEL)  # fmt: skip
+        mode = next(
+            (
+                taps.mode_number(op.mode, op.align_corners)
+                for op in sums
+                if any(image.size != op.output.size for image, _ in op.inputs)
+            ),
+            taps.HALF_PIXEL,
+        )
         external = step[0].output.buffer.external
         tiles = configurations.GROUPED_LEVEL[configurations.products(self._dtype, self._tf32)].tiles
         try:
@@ -106,8 +122,9 @@ class GroupedProgram:
             out = arena
             if external:
                 out = tensors[buffer] = self._empty(buffer)
-            grouped_level.grouped_level(arena, out, self._weights.weights, self._weights.biases, rows, terms, programs,
-                                        constants)  # fmt: skip
+            grouped_level.grouped_level(
+                arena, out, self._weights.weights, self._weights.biases, rows, terms, programs, constants
+            )
 
         return launch
 
@@ -123,8 +140,9 @@ class GroupedProgram:
             Term(self._picture(image), self._weights.weight(w)) for image, w in zip(op.sources, weights, strict=True)
         ]
         residual = None if op.residual is None else self._picture(op.residual)
-        return Task(out, n, terms, op.relu_from == 0, op.kernel, op.stride, self._weights.bias(tuple(weights)), residual,
-                    kept)  # fmt: skip
+        return Task(
+            out, n, terms, op.relu_from == 0, op.kernel, op.stride, self._weights.bias(tuple(weights)), residual, kept
+        )
 
     def _picture(self, image: Image):
         from hrnet_fast.kernels.grouped_level import Picture
@@ -150,10 +168,20 @@ class GroupedProgram:
                 tensors[buffer] = out = self._empty(buffer)
             else:
                 out = self._whole(buffer, arena)
-            product_up_sum(out, [self._whole(image.buffer, arena) for image, _ in wholes], weights,
-                           [self._whole(image.buffer, arena) for image in lows], bias, projection, projection_bias,
-                           mode=op.mode, align_corners=op.align_corners, relu=op.relu, tf32=self._tf32,
-                           interpreted=self._interpreted)  # fmt: skip
+            product_up_sum(
+                out,
+                [self._whole(image.buffer, arena) for image, _ in wholes],
+                weights,
+                [self._whole(image.buffer, arena) for image in lows],
+                bias,
+                projection,
+                projection_bias,
+                mode=op.mode,
+                align_corners=op.align_corners,
+                relu=op.relu,
+                tf32=self._tf32,
+                interpreted=self._interpreted,
+            )
 
         return launch
 

@@ -32,8 +32,12 @@ class GroupedWeights:
 
     def weight(self, weight: Weight) -> int:
         """Where a convolution's weight begins, [k * k, c_in, c_out], both padded with zeros."""
-        return self._place(("weight", weight), 0, padded(weight.shape[0]) * padded(weight.shape[1]) * weight.shape[2] ** 2,
-                           lambda: _taps(weight))  # fmt: skip
+        return self._place(
+            ("weight", weight),
+            0,
+            padded(weight.shape[0]) * padded(weight.shape[1]) * weight.shape[2] ** 2,
+            lambda: _taps(weight),
+        )
 
     def bias(self, weights: tuple[Weight, ...]) -> int:
         """Where the sum of some biases begins, [c_out] padded with zeros."""

@@ -1,4 +1,4 @@
-"""The kernels of planned networks one by one, each algorithm and mixture of dtypes, and what the plan makes of memory."""
+"""The kernels of planned networks one by one, each algorithm and mixture of dtypes, and the plan of memory."""
 
 import copy
 from itertools import product
@@ -23,9 +23,15 @@ from support.model_cases import SMALL
 pytestmark = pytest.mark.planned
 needs_pairs = pytest.mark.pairs
 SHAPES = [  # n, c_in, c_out, h, w, kernel, stride
-    (2, 7, 13, 9, 23, 3, 1), (1, 18, 18, 32, 48, 3, 1), (2, 5, 6, 1, 1, 3, 1), (1, 64, 64, 30, 30, 3, 1),
-    (1, 70, 100, 6, 7, 3, 1), (2, 20, 9, 17, 40, 3, 2), (1, 3, 64, 33, 65, 3, 2), (1, 40, 50, 5, 3, 1, 1),
-]  # fmt: skip
+    (2, 7, 13, 9, 23, 3, 1),
+    (1, 18, 18, 32, 48, 3, 1),
+    (2, 5, 6, 1, 1, 3, 1),
+    (1, 64, 64, 30, 30, 3, 1),
+    (1, 70, 100, 6, 7, 3, 1),
+    (2, 20, 9, 17, 40, 3, 2),
+    (1, 3, 64, 33, 65, 3, 2),
+    (1, 40, 50, 5, 3, 1, 1),
+]
 CASES = [
     pytest.param(shape, algorithm, marks=needs_pairs if algorithm >= PAIRS else ())
     for shape, algorithm in product(SHAPES, range(2 * PAIRS))
@@ -196,7 +202,7 @@ def test_what_is_added_to_stays_in_float32(no_tiles, monkeypatch):
 
 @needs_pairs
 def test_results_of_float32_sums_are_copied_from_the_arena(no_tiles):
-    """In the network's dtype: no second image of the result's size in float32, and nothing that a later call writes to."""
+    """In the network's dtype: no second image of the result's size in float32, nothing that a later call writes to."""
     model = randomize(hf.create_model(SMALL, task="features")).eval()
     a, b = torch.randn(2, 1, 3, 64, 96, generator=torch.Generator().manual_seed(6))
     fast = in_bfloat16(model, a)

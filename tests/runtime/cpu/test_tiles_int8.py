@@ -19,6 +19,8 @@ from hrnet_fast.runtime.cpu.operations import Convolution, Exchange, Reorder, Re
 from hrnet_fast.runtime.cpu.packed_weights import PackedWeights
 from hrnet_fast.runtime.cpu.tiled_encode import TiledProgram
 from hrnet_fast.tolerances import relative_error
+from support.tile_cases import Exchange as RandomExchange
+from support.tile_cases import Sums
 
 pytestmark = pytest.mark.skipif(hf.ops.library.extension_error is not None, reason="the compiled part is not there")
 LEVELS = [] if hf.ops.library.extension_error else torch.ops.hrnet_fast.cpu_capabilities().split()
@@ -115,81 +117,11 @@ def in_float64(lowered, *given: Tensor) -> list[Tensor]:
     return [env[id(image)][0] for image in lowered.outputs.values()]
 
 
-class Sums(nn.Module):
-    """Convolutions of images of one size that torch has made, behind each other and added to a third image."""
-
-    def __init__(self, chance: random.Random):
-        super().__init__()
-        self.kernel, self.stride = chance.choice([1, 3]), chance.choice([1, 2])
-        self.channels = [
-            chance.choice([1, 2, 3, 16, 18, 21, 22, 32, 33, 48, 64, 65, chance.randrange(1, 90)])
-            for _ in range(chance.randrange(1, 5))
-        ]
-        self.c_out = chance.choice([1, 16, 17, 18, 32, 36, 48, 50, chance.randrange(1, 150)])
-        self.convs = nn.ModuleList(
-            nn.Conv2d(c, self.c_out, self.kernel, self.stride, self.kernel // 2) for c in self.channels
-        )
-        self.next = nn.Conv2d(self.c_out, self.c_out, 3, padding=1)
-        self.residual, self.relu, self.twice = (chance.random() < 0.5 for _ in range(3))
-
-    def forward(self, *images):
-        y = images[-1] if self.residual else None
-        for conv, x in zip(self.convs, images):
-            y = conv(F.softplus(x)) if y is None else y + conv(F.softplus(x))
-        y = y.relu() if self.relu else y
-        if not self.twice:
-            return y
-        z = self.next(y)
-        return (y + z).relu() if self.residual else z
-
-    def images(self, chance: random.Random) -> list[Tensor]:
-        n, h, w = chance.randrange(1, 4), chance.randrange(1, 40), chance.randrange(1, 40)
-        images = [torch.randn(n, c, h, w) for c in self.channels]
-        if self.residual:
-            images.append(torch.randn(n, self.c_out, (h - 1) // self.stride + 1, (w - 1) // self.stride + 1))
-        return images
-
-
-class Exchanges(nn.Module):
-    """A fusion unit of random shape: same-size inputs and smaller ones, with and without weights, and a projection."""
-
-    def __init__(self, chance: random.Random):
-        super().__init__()
-        self.mode = chance.choice(["nearest", "bilinear", "corners"])
-        c = self.channels = chance.choice([1, 17, 18, 32, 48, 63, 64, 65, chance.randrange(1, 150)])
-        self.inputs = [(chance.randrange(1, 100), chance.random() < 0.5) for _ in range(chance.randrange(1, 6))]
-        self.weights = nn.ModuleList(
-            nn.Conv2d(k if k % 3 else c, c, 1) if k % 3 or k % 2 else nn.Identity() for k, _ in self.inputs
-        )
-        self.last = nn.Conv2d(c, chance.randrange(1, 40), 1) if chance.random() < 0.5 else nn.Conv2d(c, 7, 3, padding=1)
-
-    def forward(self, first, *others):
-        y = first
-        for weight, x in zip(self.weights, others):
-            x = weight(F.softplus(x))
-            if x.shape != first.shape:
-                how = (
-                    {"mode": "nearest"}
-                    if self.mode == "nearest"
-                    else {"mode": "bilinear", "align_corners": self.mode == "corners"}
-                )
-                x = F.interpolate(x, size=first.shape[2:], **how)
-            y = y + x
-        return self.last(y.relu())
-
-    def images(self, chance: random.Random) -> list[Tensor]:
-        n, h, w = chance.randrange(1, 3), chance.randrange(1, 40), chance.randrange(1, 40)
-        made = [torch.randn(n, self.channels, h, w)]
-        for k, small in self.inputs:
-            size = (chance.randrange(1, h + 1), chance.randrange(1, w + 1)) if small else (h, w)
-            made.append(torch.randn(n, k if k % 3 else self.channels, *size))
-        return made
-
-
 def random_case(seed: int):
     chance = random.Random(seed)
     torch.manual_seed(seed)
-    net = (Sums if seed % 2 else Exchanges)(chance)
+    # softplus, so that the images that are multiplied are torch's
+    net = Sums.drawn(chance, True, F.softplus) if seed % 2 else RandomExchange(chance, F.softplus)
     with torch.no_grad():
         for p in net.parameters():
             p.copy_(torch.randn(p.shape) * p[0].numel() ** -0.5)

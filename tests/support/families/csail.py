@@ -1,4 +1,4 @@
-"""CSAIL's semantic-segmentation: a norm that adds up the statistics of replicas, and streams that leave concatenated."""
+"""CSAIL's semantic-segmentation: a norm that adds up the statistics of replicas, and streams left concatenated."""
 
 import torch
 import torch.nn.functional as F

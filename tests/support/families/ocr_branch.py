@@ -1,4 +1,4 @@
-"""The HRNet-OCR branch of segmentation: align_corners is a global of the module, set by the last model that was built."""
+"""The HRNet-OCR branch of segmentation: align_corners is a global of the module, set by the last model built."""
 
 from support.families import official
 

@@ -97,7 +97,7 @@ class AlignedModule(SizedModule):
 
 
 class Network(nn.Module):
-    """Stem, stages, and what ``head`` makes: 'v2' over the concatenation, 'v1' on the first stream, None: all streams."""
+    """Stem, stages, and what ``head`` makes: 'v2' on the concatenation, 'v1' on the first stream, None: all streams."""
 
     module, corners = NearestModule, None
 

@@ -1,4 +1,4 @@
-"""What steps are made of: the plan that is drawn, the table of steps, and a convolution in the many ways to write it."""
+"""What steps are made of: the plan that is drawn, the table of steps, a convolution in the many ways to write it."""
 
 import random
 from typing import Any
@@ -33,7 +33,7 @@ class Plan:
 
 
 class Step(nn.Module):
-    """Reads the maps ``reads`` and returns ``[*maps, *other results]``, the maps of the channels and levels ``makes``."""
+    """Reads the maps ``reads`` and returns ``[*maps, *other results]``, maps of the channels and levels ``makes``."""
 
     def __init__(self, plan: Plan):
         super().__init__()
