@@ -143,7 +143,7 @@ class HRNet(nn.Module):
 
     @torch.jit.unused
     def _fast_stem(self, image: Tensor) -> Tensor:
-        plan = None if self._folded_stem is None or standard_operators_wanted() else self._folded_stem.plan(self)
+        plan = None if self._folded_stem is None or standard_operators_wanted(image) else self._folded_stem.plan(self)
         return self._plain_stem(image) if plan is None else plan(image)
 
     def check_image(self, image: Tensor) -> None:

@@ -43,7 +43,7 @@ class DenseHRNet(HRNet):
     @torch.jit.unused
     def _exchange(self, x: Tensor, like: Tensor) -> Tensor:
         size = (like.shape[2], like.shape[3])
-        if standard_operators_wanted():
+        if standard_operators_wanted(x):
             return F.interpolate(x, size, mode="bilinear", align_corners=self.align_corners)
         return exchange([x], size=size, align_corners=self.align_corners, activation=None)
 

@@ -163,7 +163,7 @@ class ExchangeUnit(PlainExchangeUnit):
 
     @torch.jit.unused
     def _fast(self, streams: list[Tensor]) -> list[Tensor]:
-        if standard_operators_wanted():
+        if standard_operators_wanted(streams):
             return self._plain(streams)
         self._check(streams)
         if not self._folds.tried.get(self, self._is_whole):

@@ -129,7 +129,7 @@ def _unfolded(rows: nn.ModuleList, streams: list[Tensor], folds: FoldCache) -> l
     if all(map(may_join, streams)):
         joined = folds.structure.get(rows, lambda: _chains(rows))
     for j, (x, together) in enumerate(zip(streams, joined, strict=True)):
-        found = {} if together is None else together(x)
+        found = together(x) if together is not None and together.serve() else {}
         for i, row in enumerate(rows):
             if i != j:
                 inputs[i].append(found[i] if i in found else _called(row[j], x, j > i))

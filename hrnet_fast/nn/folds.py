@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from hrnet_fast.nn.module_fingerprint import Structure, Watch, altered
+from hrnet_fast.ops.transforms import ordinary
 
 _BATCHNORM_FORWARDS = (_BatchNorm.forward, nn.SyncBatchNorm.forward)
 _version = operator.attrgetter("_version")
@@ -117,6 +118,9 @@ def why_not_fold(conv: nn.Module, norm: nn.Module) -> str | None:
     reason = why_not_foldable(conv, norm)
     if reason is None and (norm.training or norm.running_mean is None or norm.running_var is None):
         return "the norm uses the statistics of the batch"
+    tensors = [] if reason else [conv.weight, conv.bias, norm.weight, norm.bias, norm.running_mean, norm.running_var]
+    if not ordinary(tensors):
+        return "a tensor is of somebody's own class, which may compute something else"
     if (
         reason is None
         and _is_synchronized(norm)
@@ -234,7 +238,7 @@ class FoldCache:
         """
         compiling = torch.compiler.is_compiling()
         value = None if compiling or owner.training else self.get(owner, watched)
-        if owner.training or needs_grad(self, owner):
+        if owner.training or needs_grad(owner, None if value is None else self):
             return None
         if value is None:
             if altered([*(m for m in owner.modules() if m is not owner), *beside]) or not foldable():
@@ -262,11 +266,12 @@ def _fingerprint(tensors: list[Tensor], tracked: list[Tensor]) -> tuple:
     return list(map(_version, tracked)), list(map(Tensor.data_ptr, tensors))
 
 
-def needs_grad(cache: FoldCache, owner: nn.Module) -> bool:
-    """Whether autograd wants gradients of the parameters below ``owner``."""
+def needs_grad(owner: nn.Module, current: FoldCache | None) -> bool:
+    """Whether autograd wants gradients of what is below ``owner``; ``current``: a cache that was just seen to hold that."""
     if not torch.is_grad_enabled():
         return False
-    return any(t.requires_grad for t in (cache.tensors() or owner.parameters()))
+    tensors = (*owner.parameters(), *owner.buffers()) if current is None else current.tensors()
+    return any(t.requires_grad for t in tensors)
 
 
 def refold(model: nn.Module) -> nn.Module:

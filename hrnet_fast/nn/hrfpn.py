@@ -12,7 +12,7 @@ from hrnet_fast.nn.plain_mode import standard_operators_wanted
 from hrnet_fast.nn.prepared_conv import PreparedConv
 from hrnet_fast.nn.segmentation_head import is_conv1x1
 from hrnet_fast.ops.exchange.api import exchange
-from hrnet_fast.ops.transforms import traced
+from hrnet_fast.ops.transforms import ordinary, traced
 
 POOLINGS = ("average", "max")
 
@@ -128,14 +128,14 @@ class HRFPN(PlainHRFPN):
 
     @torch.jit.unused
     def _fast(self, streams: list[Tensor]) -> list[Tensor]:
-        if standard_operators_wanted():
+        if standard_operators_wanted(streams):
             return self._plain(streams)
         self._check(streams)
         live = self.training or torch.compiler.is_compiling()
         prepared = None if live else self._folds.get(self)
         if prepared is None and self._altered():
             return self._plain(streams)
-        if live or needs_grad(self._folds, self):
+        if live or needs_grad(self, None if prepared is None else self._folds):
             reduction = self.reduction_conv[0]
             weights, bias, convs = list(reduction.weight.split(self.channels, dim=1)), reduction.bias, self.fpn_conv
         else:
@@ -159,6 +159,7 @@ class HRFPN(PlainHRFPN):
         changed = len(self.reduction_conv) != 1 or not is_conv1x1(self.reduction_conv[0])
         for conv in self.fpn_conv:
             changed |= type(conv) is not nn.Conv2d or any(getattr(conv, k) != v for k, v in geometry.items())
+            changed |= not ordinary(list(conv.parameters()))
         return changed or altered(m for m in self.modules() if m is not self)
 
     def _prepare(self) -> tuple[list[Tensor], Tensor, list[PreparedConv]]:

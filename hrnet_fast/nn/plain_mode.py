@@ -1,21 +1,38 @@
 """When every module of ours computes by standard operators only, and a switch for those who record networks."""
 
 import contextlib
-import operator
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 from torch.nn.modules import module as _every_module
 
-from hrnet_fast.ops.transforms import traced, transformed
+from hrnet_fast.ops.transforms import foreign_mode, ordinary, traced, transformed
 
 _local = threading.local()
-# of the modules that fast forms take apart; somebody may replace them for all modules at once
-_of_class = operator.attrgetter("forward", "__call__")
-_KINDS = nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.ReLU, nn.Identity, nn.Sequential
-_METHODS = [*map(_of_class, _KINDS), nn.Conv2d._conv_forward]
+
+
+def _replaceable() -> tuple:
+    """What the modules that fast forms take apart are made of: somebody may replace it for all of them at once.
+
+    Name by name, because that costs half of what any loop does.
+    """
+    conv, norm, synchronized, relu, path = nn.Conv2d, nn.BatchNorm2d, nn.SyncBatchNorm, nn.ReLU, nn.Sequential
+    return (
+        (F.conv2d, F.batch_norm, F.relu, F.interpolate, torch.batch_norm, torch.relu, torch.relu_, torch.cat),
+        (torch._C._nn.upsample_nearest2d, torch._C._nn.upsample_bilinear2d),
+        (conv.forward, conv._conv_forward, conv.__call__, conv._call_impl),
+        (norm.forward, norm.__call__, norm._call_impl),
+        (synchronized.forward, synchronized.__call__, synchronized._call_impl),
+        (relu.forward, relu.__call__, relu._call_impl),
+        (path.forward, path.__call__, path._call_impl),
+        (nn.Identity.forward, nn.Upsample.forward, nn.Upsample.__call__),
+    )
+
+
+_OWN = _replaceable()
 
 
 @contextlib.contextmanager
@@ -29,21 +46,25 @@ def standard_operators() -> Iterator[None]:
         _local.wanted = before
 
 
-def standard_operators_wanted() -> bool:
+def standard_operators_wanted(given: Tensor | Sequence[Tensor]) -> bool:
     """Whether modules of ours must use standard operators only.
 
     So it is where a network is recorded, by ``standard_operators``, torch.jit, torch.fx, or for an ONNX file; in
-    forward-mode differentiation and vmap, of which folded convolutions know nothing; and while there are hooks on every
-    module, which must see the calls of those that fast forms take apart, or a method of torch's modules is not torch's
-    own. Not so for the hooks of torch's FlopCounterMode, which is to count what is executed.
+    forward-mode differentiation and vmap, of which folded convolutions know nothing; for tensors of somebody's own
+    class; and while there are hooks on every module or modes of somebody's own, which must see the calls of what fast
+    forms take apart, or a function or method of torch is not torch's own. Not so for what is torch's, such as the hooks
+    and the mode of its FlopCounterMode, which is to count what is executed.
+
+    Args:
+        given: the image, or the streams.
     """
     if getattr(_local, "wanted", False) or traced() or transformed():
         return True
     if _every_module._has_any_global_hook() and _watched():
         return True
-    if not torch.compiler.is_compiling() and [*map(_of_class, _KINDS), nn.Conv2d._conv_forward] != _METHODS:
-        return True
-    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+    return not ordinary(given) or _replaceable() != _OWN or foreign_mode()
 
 
 def _watched() -> bool:

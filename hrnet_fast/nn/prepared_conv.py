@@ -179,8 +179,8 @@ class PreparedConv:
         """Why conv2d serves this input instead of oneDNN; None where oneDNN does."""
         if torch.compiler.is_compiling() or torch.jit.is_tracing():
             return "graphs are recorded in standard operators"
-        if x.device.type != "cpu" or type(x) is not Tensor:
-            return f"the input is a {type(x).__name__} on {x.device}"
+        if not x.is_cpu or not self.weight.is_cpu or type(x) is not Tensor:
+            return f"the input is a {type(x).__name__} on {x.device}, the weight on {self.weight.device}"
         dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else x.dtype
         if dtype not in _onednn_dtypes() or x.dtype == torch.float64 or (dtype == x.dtype != self.weight.dtype):
             return f"oneDNN has no convolution of {x.dtype} with a weight of {self.weight.dtype} here"

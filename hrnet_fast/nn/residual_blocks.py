@@ -164,7 +164,7 @@ class _Folding:
 
     @torch.jit.unused
     def _fast(self, x: Tensor) -> Tensor:
-        if standard_operators_wanted():
+        if standard_operators_wanted(x):
             return self._plain(x)
         downsample = getattr(self, "downsample", None)
         plan = current_chain(self, self._folds, self._pairs(), self._residual, downsample, self._activation())

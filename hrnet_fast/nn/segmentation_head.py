@@ -12,7 +12,7 @@ from hrnet_fast.nn.folds import FoldCache, fold_modules, why_not_fold
 from hrnet_fast.nn.module_fingerprint import altered
 from hrnet_fast.nn.plain_mode import standard_operators_wanted
 from hrnet_fast.ops.exchange.api import exchange
-from hrnet_fast.ops.transforms import traced
+from hrnet_fast.ops.transforms import ordinary, traced
 
 
 class HeadPlan(NamedTuple):
@@ -56,6 +56,7 @@ def is_conv1x1(module: nn.Module) -> bool:
         and module.padding == (0, 0)
         and module.dilation == (1, 1)
         and module.groups == 1
+        and ordinary(list(module.parameters()))
     )
 
 
@@ -174,7 +175,7 @@ class SegmentationHead(PlainSegmentationHead):
 
     @torch.jit.unused
     def _fast(self, streams: list[Tensor]) -> Tensor:
-        if standard_operators_wanted():
+        if standard_operators_wanted(streams):
             return self._plain(streams)
         self._check(streams)
         plan = self._folds.current(self, self._foldable, self._fold)

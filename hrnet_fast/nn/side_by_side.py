@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from hrnet_fast.nn.module_fingerprint import OF_CONV, OF_NORM, altered
 from hrnet_fast.ops.batch_norm_relu import batch_norm
 from hrnet_fast.ops.library import extension_error
+from hrnet_fast.ops.transforms import ordinary
 
 
 class Step(NamedTuple):
@@ -52,6 +53,14 @@ class Joined:
         self._relu = [step.relu for step in steps]
         self._training, self._tracks, self._eps = norm.training, norm.track_running_stats, norm.eps
         self._momentum = norm.momentum
+
+    def serves(self) -> bool:
+        """Whether the parameters and statistics of this moment are there, and torch's own."""
+        tensors = [holder["weight"] for holder in self._convs]
+        tensors += [holder[name] for holder in self._parameters for name in ("weight", "bias")]
+        if self._tracks:
+            tensors += [holder[name] for holder in self._buffers for name in ("running_mean", "running_var")]
+        return all(t is not None for t in tensors) and ordinary(tensors)
 
     def __call__(self, x: Tensor) -> list[Tensor]:  # [N, C, H, W], channels_last
         y = F.conv2d(x, _joined(self._convs, "weight"), None, *self._geometry)
@@ -95,6 +104,10 @@ class Chains(NamedTuple):
 
     first: list[tuple[Joined, list[int]]]  # with the outputs that they lead to
     rest: dict[int, list[Joined]]
+
+    def serve(self) -> bool:
+        """Whether all of them can be computed so at this moment."""
+        return all(step.serves() for step in (*(j for j, _ in self.first), *(j for r in self.rest.values() for j in r)))
 
     def __call__(self, x: Tensor) -> dict[int, Tensor]:
         """By output, what the chain that leads there makes of x [N, C, H, W]."""

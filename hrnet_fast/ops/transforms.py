@@ -1,13 +1,18 @@
 """What torch is doing around a call, where only its own operators will do; cheaper autograd functions."""
 
 import functools
+from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 from torch.autograd import Function, forward_ad
 from torch.fx._symbolic_trace import is_fx_symbolic_tracing
+from torch.overrides import _get_current_function_mode_stack
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 
 _functorch = torch._C._are_functorch_transforms_active
 _VMAP, _GRAD = torch._C._functorch.TransformType.Vmap, torch._C._functorch.TransformType.Grad
+_ORDINARY = {Tensor, torch.nn.Parameter, type(None)}
 _OLD_VMAP = torch._C._dispatch_key_parse("VmapMode")  # torch.autograd.grad(is_grads_batched=True)
 
 
@@ -26,6 +31,23 @@ def batched() -> bool:
     if _functorch():
         return torch.compiler.is_compiling() or _VMAP in _transforms()
     return not torch.compiler.is_compiling() and torch._C._dispatch_tls_is_dispatch_key_included(_OLD_VMAP)
+
+
+def ordinary(given: Tensor | Sequence[Tensor | None]) -> bool:
+    """Whether tensors are torch's own, as in every graph; of somebody else's class only standard operators are known."""
+    if torch.compiler.is_compiling() or (type(given) is list and _ORDINARY.issuperset(map(type, given))):
+        return True
+    kinds = set(map(type, given)) if isinstance(given, (list, tuple)) else {type(given)}
+    return kinds <= _ORDINARY or all(k in _ORDINARY or k.__module__.startswith("torch._subclasses.") for k in kinds)
+
+
+def foreign_mode() -> bool:
+    """Whether a mode of somebody's own is on, for functions or operators; those of torch change no result."""
+    functions, operators = torch._C._len_torch_function_stack(), torch._C._len_torch_dispatch_stack()
+    if not functions and not operators:
+        return False
+    modes = *_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()
+    return any(type(mode).__module__.partition(".")[0] != "torch" for mode in modes)
 
 
 def below_autograd(operator, *arguments):

@@ -27,9 +27,10 @@ def patch(model: nn.Module) -> PatchReport:
 
     In evaluation BatchNorm is folded, and folded again when a weight changes (see hrnet_fast.refold for the
     exceptions). The original forward runs where the sizes of the streams are not those of an HRNet, where anything
-    inside was changed since (hooks, classes, settings, children, methods of an instance's own or of a class), while
-    there are hooks on every module, and under torch.jit and ONNX export. What replaces functions of torch.nn.functional
-    has no effect on what is fast.
+    inside was changed since (hooks, classes, settings, children, methods of an instance's own or of a class), for
+    tensors of a class that is not torch's, while there are hooks on every module or modes that are not torch's, while
+    something else stands in the place of a function or method of torch that such modules call (F.conv2d, F.relu,
+    F.interpolate, nn.Module.__call__ and the like), and under torch.jit and ONNX export.
 
     Args:
         model: a network, or one of the modules named above. Patching it again does no harm.

@@ -31,7 +31,7 @@ class Adapter:
     parts: Callable[[nn.Module], list[nn.Module]]
     # children to be replaced and the arguments, to try a module on
     example: Callable[[nn.Module, Callable[..., Tensor]], tuple[dict[str, nn.Module], tuple]]
-    forward: Callable[..., Any]  # (module, plain, settings, folds, *args, **kwargs)
+    forward: Callable[..., Any]  # (module, plain, settings, folds, image or streams)
     describe: Callable[[nn.Module, Any], str]
 
 
@@ -139,9 +139,10 @@ def _patched_class(base: type[nn.Module], kind: str) -> type[nn.Module]:
 
 def _run(fast: Callable, plain: Callable, module: nn.Module, *args, **kwargs):
     own, now = vars(module), module._hrnet_fast_base.forward
-    if now is not plain or standard_operators_wanted() or not _is_as_tried(module, own):
+    usual = now is plain and len(args) == 1 and not kwargs
+    if not usual or standard_operators_wanted(*args) or not _is_as_tried(module, own):
         return now(module, *args, **kwargs)
-    return fast(module, plain, own[_STATE], own[_FOLDS], *args, **kwargs)
+    return fast(module, plain, own[_STATE], own[_FOLDS], *args)
 
 
 def _is_as_tried(module: nn.Module, own: dict[str, Any]) -> bool:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 import hrnet_fast as hf
 from hrnet_fast.tolerances import relative_error
-from patching.test_edits import randomized
+from support.edits import randomized
 from support.families import csail
 
 CHANNELS = [4, 6, 8]

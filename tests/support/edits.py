@@ -1,10 +1,66 @@
-"""What users do to a model: each edit is given a model and a random.Random, and does the same to equal models."""
+"""Edits of a model, each of which does the same to two models of the same structure; and how their calls are compared."""
 
+import contextlib
 import copy
 import functools
+import random
 
 import torch
 from torch import nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import hrnet_fast as hf
+from hrnet_fast.nn.plain_mode import standard_operators
+from hrnet_fast.tolerances import relative_error
+from support.families import official, openmmlab, simple_hrnet
+
+CHANNELS = [4, 6, 8]
+UNITS = (official.NearestModule, official.SizedModule, official.AlignedModule, official.PoseModule, openmmlab.HRModule,
+         openmmlab.FaceModule, openmmlab.SegModule, simple_hrnet.StageModule)  # fmt: skip
+
+
+def streams(batch=2):
+    generator = torch.Generator().manual_seed(3)
+    return [torch.randn(batch, c, 16 >> j, 24 >> j, generator=generator) for j, c in enumerate(CHANNELS)]
+
+
+def randomized(model):
+    """Weights, scales and statistics that show what the model does."""
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if tensor.dim() == 4:
+                tensor.normal_(0, (2 / tensor[0].numel()) ** 0.5)
+            elif name.endswith(("running_var", "weight")):
+                tensor.uniform_(0.5, 1.5)
+            elif tensor.is_floating_point():
+                tensor.normal_(0, 0.3)
+    return model
+
+
+def unit(cls, seed=0):
+    torch.manual_seed(seed)
+    return randomized(cls(CHANNELS)).eval()
+
+
+class Own(nn.Module):
+    """Parts of our own networks, one after the other."""
+
+    def __init__(self):
+        super().__init__()
+        from hrnet_fast.models.hrnet import FAST, HighResolutionModule
+
+        settings = {"mode": "bilinear", "align_corners": False, "momentum": 0.1}
+        self.stage = HighResolutionModule(CHANNELS, 1, FAST, **settings)
+        self.head = hf.SegmentationHead(CHANNELS, 5)
+
+    def forward(self, x):
+        x = self.stage(x)
+        return [*x, self.head(x)]
+
+
+# each edit is given a model and a random.Random
 
 
 def some(model, draw, kind, where=lambda m: True):
@@ -204,7 +260,94 @@ def frozen(model, draw):
     model.requires_grad_(False)
 
 
-EDITS = (activation, upsample_settings, upsample_replaced, geometry, own_forward, own_method, hook, removed_hook,
-         parametrized, weight_norm, eps, norm_replaced, norm_of_the_batch, norm_without_statistics, more_in_a_path,
-         bias_added, weights_loaded, weight_replaced, weight_written, module_replaced, optimizer_step, averaged,
-         subclass, double, observed, swapped, frozen)  # fmt: skip
+def frozen_but_one(model, draw):
+    frozen(model, draw)
+    weight_replaced(model, draw)
+
+
+EDITS = (activation, upsample_settings, upsample_replaced, geometry, own_forward, own_method, hook, removed_hook, parametrized,
+         weight_norm, eps, norm_replaced, norm_of_the_batch, norm_without_statistics, more_in_a_path, bias_added,
+         weights_loaded, weight_replaced, weight_written, module_replaced, optimizer_step, averaged, subclass, double,
+         observed, swapped, frozen, frozen_but_one)  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------- what is around a call
+
+
+class Functions(TorchFunctionMode):
+    """Somebody's own mode, which changes what functions give."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        y = function(*args, **(kwargs or {}))
+        return y * 1.2 if function in (F.conv2d, F.relu) else y
+
+
+class Operators(TorchDispatchMode):
+    """The same for operators."""
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        y = function(*args, **(kwargs or {}))
+        return y * 1.2 if function is torch.ops.aten.convolution.default else y
+
+
+@contextlib.contextmanager
+def replaced(holder, name):
+    """A function or method of torch, somebody else's for a while: it gives 1.2 times as much."""
+    original, own = getattr(holder, name), name in vars(holder)
+
+    def scaled(*args, **kwargs):
+        y = original(*args, **kwargs)
+        return [z * 1.2 for z in y] if isinstance(y, list) else y * 1.2
+
+    setattr(holder, name, scaled)
+    try:
+        yield
+    finally:
+        setattr(holder, name, original) if own else delattr(holder, name)
+
+
+REPLACED = (
+    *((F, name) for name in ("conv2d", "batch_norm", "relu", "interpolate")),
+    *((torch, name) for name in ("batch_norm", "relu", "relu_", "cat")),
+    *((torch._C._nn, name) for name in ("upsample_nearest2d", "upsample_bilinear2d")),
+    *((nn.Conv2d, name) for name in ("forward", "_conv_forward", "__call__", "_call_impl")),
+    *((kind, name) for kind in (nn.BatchNorm2d, nn.ReLU) for name in ("forward", "__call__", "_call_impl")),
+    *((nn.Sequential, "forward"), (nn.Upsample, "forward"), (nn.Module, "__call__"), (nn.Module, "_call_impl")),
+)  # fmt: skip
+AROUND = (Functions, Operators, *(functools.partial(replaced, *place) for place in REPLACED))
+
+
+def called(edit, model, seed):
+    """The kind of the error, where torch refuses an edit; a parametrization that is there already for instance."""
+    try:
+        edit(model, random.Random(seed))
+    except Exception as error:
+        return type(error)
+
+
+def outcome(model, mode, plainly, around=contextlib.nullcontext):
+    """What a call gives: results, gradients of the streams and of the parameters; or the error."""
+    dtype = next((p.dtype for p in model.parameters()), torch.float32)
+    given = [x.to(dtype).requires_grad_(mode != "evaluation") for x in streams()]
+    context = standard_operators() if plainly else torch.autocast("cpu", enabled=False)
+    try:
+        with torch.set_grad_enabled(mode != "evaluation"), context, around():
+            torch.manual_seed(0)
+            results = list(model([x * 1 for x in given]))
+            if mode != "evaluation":
+                loss = sum((y * y.detach().cos()).sum() for y in results)
+                leaves = [*given, *(p for p in model.parameters() if p.requires_grad)]
+                found = torch.autograd.grad(loss, leaves, allow_unused=True, materialize_grads=True)
+                # of all parameters together: by itself that of a bias in front of a norm is nothing but rounding
+                results += [*found[: len(given)], torch.cat([g.flatten() for g in found])]
+        return [y.detach() for y in results], None
+    except Exception as error:
+        return [], error
+
+
+def fault(one, other, mode, plainly, around=contextlib.nullcontext):
+    (expected, error), (got, own) = outcome(one, mode, plainly, around), outcome(other, mode, False, around)
+    if type(error) is not type(own):
+        return f"{mode}: {own!r} in place of {error!r}"
+    worst = max((relative_error(y, z) for y, z in zip(got, expected, strict=True)), default=0.0)
+    return f"{mode}: off by {worst:.2g}" if worst > 1e-4 else ""

@@ -18,7 +18,7 @@ from hrnet_fast.ops import library
 from hrnet_fast.ops.backends import cpu, cuda, gpu, preferences, reference, triton
 from hrnet_fast.ops.exchange import autograd
 from hrnet_fast.ops.exchange.call import BackendFailed, ExchangeCall
-from hrnet_fast.ops.transforms import transformed
+from hrnet_fast.ops.transforms import ordinary, transformed
 
 TABLE: dict[str, ModuleType] = {"cpu": cpu, "cuda": cuda, "triton": triton, "reference": reference}
 
@@ -33,7 +33,7 @@ def choose(call: ExchangeCall, name: str = "auto") -> ModuleType:
     argument = "backend"
     if name == "auto":
         name, argument = os.environ.get("HRNET_FAST_BACKEND") or "auto", "HRNET_FAST_BACKEND"
-    kernels = not transformed()
+    kernels = not transformed() and ordinary([*call.inputs, *call.weights, *call[2:5]])
     if name == "auto" and not kernels:
         return reference
     if name == "auto":
@@ -45,7 +45,10 @@ def choose(call: ExchangeCall, name: str = "auto") -> ModuleType:
         raise ValueError(f"{argument}: expected 'auto' or one of {', '.join(map(repr, TABLE))}, got {name!r}")
     reason = TABLE[name].why_not(call)
     if not kernels and name != "reference":
-        reason = "in forward-mode differentiation and vmap only standard operators are used; take backend='auto'"
+        reason = (
+            "in forward-mode differentiation and vmap, and for tensors of a class that is not torch's, only standard "
+            "operators are used; take backend='auto'"
+        )
     if reason is not None:
         raise RuntimeError(f"backend {name!r} cannot serve this call: {reason}")
     return TABLE[name]
