@@ -27,7 +27,7 @@ from hrnet_fast.ops import library  # noqa: E402
 
 # what the package, its extras and its tests use besides torch, triton, pytest, numpy and timm: names of modules
 OPTIONAL = {"rich", "safetensors", "PIL", "matplotlib", "sklearn", "onnx", "onnxscript", "onnxruntime", "tritonclient",
-            "google"}  # fmt: skip
+            "google", "pycocotools", "huggingface_hub"}  # fmt: skip
 NO_SKIP = os.environ.get("HRNET_FAST_NO_SKIP") == "1"
 TOOLKIT = runpy.run_path(str(Path(__file__).parents[1] / "csrc" / "cuda" / "toolkit.py"))
 # what this machine cannot be asked to have: marker -> why its tests are skipped here

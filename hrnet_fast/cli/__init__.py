@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import hrnet_fast
 from hrnet_fast.bench import BadInput
-from hrnet_fast.cli import bench, convert, export, info, patch_report, pose, segment, verify, weights
+from hrnet_fast.cli import bench, convert, evaluate, export, info, patch_report, pose, segment, verify, weights
 
 _COMMANDS = {
     "info": info,
@@ -19,6 +19,7 @@ _COMMANDS = {
     "patch-report": patch_report,
     "segment": segment,
     "pose": pose,
+    "evaluate": evaluate,
     "weights": weights,
     "convert": convert,
     "export": export,

@@ -6,14 +6,14 @@ import shutil
 
 import pytest
 import torch
+from huggingface_hub import hub_mixin
+from safetensors.torch import save_file
 
 import hrnet_fast as hf
 from hrnet_fast.checkpoints import hub
 from hrnet_fast.checkpoints.header import read_header
 from hrnet_fast.models import randomize
 from support.model_cases import SMALL
-
-hub_mixin = pytest.importorskip("huggingface_hub.hub_mixin")
 
 
 def same(model, other):
@@ -64,8 +64,6 @@ def test_a_push_uploads_the_same_files(tmp_path, monkeypatch):
 def test_errors(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="expected one of create_model.*got Linear"):
         hf.save_pretrained(torch.nn.Linear(2, 2), tmp_path)
-    from safetensors.torch import save_file
-
     save_file({"a": torch.zeros(1)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="weights without a header"):
         hf.from_pretrained(tmp_path)

@@ -8,6 +8,7 @@ import threading
 
 import pytest
 import torch
+from PIL import Image
 
 import hrnet_fast as hf
 from hrnet_fast.checkpoints import pretrained, zoo
@@ -185,8 +186,6 @@ def test_the_command(published, home, capsys):
 
 
 def test_segment_takes_weights_by_name(published, tmp_path, capsys):
-    from PIL import Image
-
     Image.effect_noise((70, 45), 64).save(tmp_path / "a.png")
     argv = ["segment", str(tmp_path / "a.png"), "--model", SMALL, "--out", str(tmp_path / "out")]
     assert main([*argv, "--weights", "streets"]) == 0
