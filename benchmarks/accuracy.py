@@ -21,6 +21,7 @@ from torch import Tensor, nn
 import hrnet_fast as hf
 from benchmarks import accuracy_table
 from benchmarks.contenders import ONNX_RUNTIME, OPENVINO, TABLE
+from hrnet_fast.apps.evaluation.miou import confusion, mean_iou
 from hrnet_fast.apps.pictures.reading import normalize
 from hrnet_fast.bench import machine
 from hrnet_fast.bench.contenders import Problem
@@ -29,7 +30,7 @@ from hrnet_fast.runtime import ways
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "examples"))
-from segmentation_training import data, evaluation  # noqa: E402
+from segmentation_training import data  # noqa: E402
 
 RESULTS = ROOT / "benchmarks" / "results" / "accuracy"
 NETWORKS = ("w18_small_v1", "w18")
@@ -102,7 +103,7 @@ def pictures(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def miou(predicted: Tensor, labels: Tensor, classes: int = data.Shapes.CLASSES) -> float:
     """Mean intersection over union of all images together; both [N, H, W] uint8."""
-    return evaluation.mean_iou(evaluation.confusion(predicted, labels, classes))[0]
+    return mean_iou(confusion(predicted, labels, classes))[0]
 
 
 def classes_of(run: Run, images: Tensor) -> Tensor:

@@ -25,6 +25,11 @@ _LAZY = {
     "create_model": "hrnet_fast.models",
     "list_models": "hrnet_fast.models",
     "load_checkpoint": "hrnet_fast.checkpoints.load",
+    "list_weights": "hrnet_fast.checkpoints.zoo",
+    "download_weights": "hrnet_fast.checkpoints.pretrained",
+    "from_pretrained": "hrnet_fast.checkpoints.hub",
+    "save_pretrained": "hrnet_fast.checkpoints.hub",
+    "push_to_hub": "hrnet_fast.checkpoints.hub",
     "optimize": "hrnet_fast.runtime",
     "Calibration": "hrnet_fast.runtime",
     "calibrate": "hrnet_fast.runtime",
@@ -33,7 +38,12 @@ _LAZY = {
 __all__ = ["__version__", "exchange", *_LAZY]
 
 if TYPE_CHECKING:  # the same names for type checkers, which read no tables; tests/test_types.py compares the two
+    from hrnet_fast.checkpoints.hub import from_pretrained as from_pretrained
+    from hrnet_fast.checkpoints.hub import push_to_hub as push_to_hub
+    from hrnet_fast.checkpoints.hub import save_pretrained as save_pretrained
     from hrnet_fast.checkpoints.load import load_checkpoint as load_checkpoint
+    from hrnet_fast.checkpoints.pretrained import download_weights as download_weights
+    from hrnet_fast.checkpoints.zoo import list_weights as list_weights
     from hrnet_fast.models import create_model as create_model
     from hrnet_fast.models import list_models as list_models
     from hrnet_fast.nn import HRFPN as HRFPN

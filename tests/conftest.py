@@ -31,7 +31,10 @@ import torch  # noqa: E402 - reads the variable at its import
 from hrnet_fast.ops import library  # noqa: E402
 
 # what the package, its extras and its tests use besides torch, triton, pytest, numpy and timm: names of modules
-OPTIONAL = set("rich safetensors PIL matplotlib sklearn onnx onnxscript onnxruntime tritonclient google".split())
+OPTIONAL = set(
+    "rich safetensors PIL matplotlib sklearn onnx onnxscript onnxruntime tritonclient google pycocotools "
+    "huggingface_hub".split()
+)
 NO_SKIP = os.environ.get("HRNET_FAST_NO_SKIP") == "1"
 TOOLKIT = runpy.run_path(str(Path(__file__).parents[1] / "csrc" / "cuda" / "toolkit.py"))
 # what this machine cannot be asked to have: marker -> why its tests are skipped here

@@ -49,6 +49,8 @@ LAYERS = """
     models
     checkpoints.training_settings
     checkpoints.convert
+    checkpoints.pretrained
+    checkpoints.hub
     patching
     network
     runtime

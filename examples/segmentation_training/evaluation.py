@@ -1,25 +1,12 @@
 """Mean intersection over union: whole images or sliding windows, one scale or several, with or without flips."""
 
 import torch
-from torch import Tensor
 
+from hrnet_fast.apps.evaluation.miou import confusion, mean_iou
 from hrnet_fast.apps.inference import probabilities
 from hrnet_fast.apps.pictures.reading import normalize
-from segmentation_training.data import IGNORE
 
-
-def confusion(prediction: Tensor, target: Tensor, classes: int) -> Tensor:
-    """[classes, classes] counts, row: the label, column: what was predicted."""
-    counted = target != IGNORE
-    pairs = target[counted].long() * classes + prediction[counted].long()
-    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)
-
-
-def mean_iou(matrix: Tensor) -> tuple[float, list[float]]:
-    """mIoU over the classes that occur in labels or predictions, and the IoU of each (NaN if it does not occur)."""
-    hits = matrix.diagonal().double()
-    iou = hits / (matrix.sum(0) + matrix.sum(1) - matrix.diagonal())
-    return float(iou.nanmean()), iou.tolist()
+__all__ = ["confusion", "evaluate", "mean_iou", "probabilities"]
 
 
 def evaluate(model, source, device, window, classes, scales=(1.0,), flip=False, rank=0, ranks=1, tick=lambda: None):

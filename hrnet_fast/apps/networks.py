@@ -51,7 +51,27 @@ def build(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Network:
-    """A network in evaluation mode; segmentation ends at a quarter of the image's size.
+    """``load`` as it is fastest in a dtype; the other arguments are those of ``load``.
+
+    Args:
+        dtype: of the computation.
+    """
+    network = load(
+        name, task, checkpoint=checkpoint, num_classes=num_classes, align_corners=align_corners, device=device
+    )
+    return network._replace(model=_fast(network.model, dtype, network.device), dtype=dtype)
+
+
+def load(
+    name: str,
+    task: str,
+    *,
+    checkpoint: str | PathLike | None = None,
+    num_classes: int | None = None,
+    align_corners: bool | None = None,
+    device: torch.device | str = "cpu",
+) -> Network:
+    """A network in float32 and evaluation mode; segmentation ends at a quarter of the image's size.
 
     Args:
         name: one of ``hrnet_fast.list_models()``.
@@ -60,7 +80,6 @@ def build(
             ``hrnet-fast convert`` wrote it, classes, interpolation and normalisation are the file's.
         num_classes: as in ``hrnet_fast.create_model``.
         align_corners: likewise.
-        dtype: of the computation.
         device: where it runs.
 
     Raises:
@@ -79,8 +98,9 @@ def build(
             raise ValueError(f"path: {key} holds NaN or infinity")
     recipe, device = model.recipe, torch.device(device)
     images = {} if trained is None else {"mean": trained.mean, "std": trained.std}
-    fast = _fast(model.requires_grad_(False).to(device), dtype, device)
-    return Network(fast, recipe["num_classes"], recipe["align_corners"], dtype, device, checkpoint is None, **images)
+    model = model.requires_grad_(False).to(device)
+    about = recipe["num_classes"], recipe["align_corners"], torch.float32, device, checkpoint is None
+    return Network(model, *about, **images)
 
 
 def _fast(model: nn.Module, dtype: torch.dtype, device: torch.device) -> Callable[[Tensor], Any]:

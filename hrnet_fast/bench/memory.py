@@ -61,16 +61,23 @@ def resident_peak(call: Callable[[], object]) -> int | None:
     """
     with torch.inference_mode():
         call()
-        gc.collect()
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-        try:
-            if trim is not None:
-                trim(0)
-            Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew (proc(5))
-        except OSError:
+        if not begin_anew():
             return None
         call()
     return most_resident_bytes()
+
+
+def begin_anew() -> bool:
+    """Gives freed memory back and lets ``most_resident_bytes`` count from now; False where the system cannot."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    try:
+        if trim is not None:
+            trim(0)
+        Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew (proc(5))
+    except OSError:
+        return False
+    return True
 
 
 def alone(function: Callable, *arguments, quiet: bool = True):

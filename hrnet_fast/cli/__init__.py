@@ -1,4 +1,4 @@
-"""The command line: ``hrnet-fast info | verify | bench | patch-report | segment | pose | convert | export``.
+"""The command line: ``hrnet-fast COMMAND``, the commands of ``_COMMANDS``.
 
 Each command is a module with ``add_arguments(parser)`` and ``run(arguments) -> int``, the exit code. What a user got
 wrong ends as one line on stderr and exit code 2.
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 import hrnet_fast
 from hrnet_fast.bench import BadInput
-from hrnet_fast.cli import bench, convert, export, info, patch_report, pose, segment, verify
+from hrnet_fast.cli import bench, convert, evaluate, export, info, patch_report, pose, segment, verify, weights
 
 _COMMANDS = {
     "info": info,
@@ -19,6 +19,8 @@ _COMMANDS = {
     "patch-report": patch_report,
     "segment": segment,
     "pose": pose,
+    "evaluate": evaluate,
+    "weights": weights,
     "convert": convert,
     "export": export,
 }

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 
 from hrnet_fast.bench import BadInput
+from hrnet_fast.checkpoints.pretrained import download_weights
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DTYPES |= {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -32,3 +33,23 @@ def check_checkpoint(path: str | None) -> None:
     """BadInput where there is no such file."""
     if path is not None and not Path(path).is_file():
         raise BadInput(f"checkpoint {path}: there is no such file")
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+    """The options that say where a network's weights are from."""
+    add = parser.add_argument
+    add("--checkpoint", default=None, metavar="FILE", help="trained weights (default: random ones, which mean nothing)")
+    add("--weights", default=None, metavar="NAME", help="published weights in place of a file: `hrnet-fast weights`")
+
+
+def checkpoint_of(arguments: argparse.Namespace, task: str) -> str | None:
+    """The file of the weights, downloaded where they are named; None: random ones. BadInput where it cannot be had."""
+    check_checkpoint(arguments.checkpoint)
+    if arguments.weights is None:
+        return arguments.checkpoint
+    if arguments.checkpoint is not None:
+        raise BadInput("weights: given beside --checkpoint; only one of them can be used")
+    try:
+        return str(download_weights(arguments.model, task, arguments.weights))
+    except (ValueError, OSError) as error:
+        raise BadInput(str(error)) from None

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from hrnet_fast.apps import networks, pipeline
 from hrnet_fast.apps.pictures import files, need_pillow
 from hrnet_fast.bench import BadInput, report
-from hrnet_fast.cli.common import DTYPES, check_checkpoint, check_least, find_device
+from hrnet_fast.cli.common import DTYPES, add_weights, check_least, checkpoint_of, find_device
 from hrnet_fast.models import configs
 
 
@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser, *, model: str, out: str) -> N
         help="picture files, folders, or quoted glob patterns such as 'a/**/*.jpg'",
     )
     add("--model", default=model, metavar="NAME", help=f"default: {model}")
-    add("--checkpoint", default=None, metavar="FILE", help="trained weights (default: random ones, which mean nothing)")
+    add_weights(parser)
     add("--out", default=out, metavar="FOLDER", help=f"where the results go (default: {out})")
     add("--force", action="store_true", help="overwrite results that are there already")
     add("--dtype", default="float32", choices=list(DTYPES), help="default: float32")
@@ -41,7 +41,6 @@ def prepare(
 ) -> tuple[list[files.Found], networks.Network]:
     """The pictures and the network; BadInput if there are none, it cannot be made, or Pillow is missing."""
     check_least(arguments, "threads")
-    check_checkpoint(arguments.checkpoint)
     device = find_device(arguments.device)
     out = Path(arguments.out)
     if out.exists() and not out.is_dir():
@@ -52,20 +51,21 @@ def prepare(
         found = files.find(arguments.pictures, leave_out=out)
     except (ValueError, ImportError) as error:
         raise BadInput(str(error)) from None
+    checkpoint = checkpoint_of(arguments, task)
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     try:
         network = networks.build(
             name,
             task,
-            checkpoint=arguments.checkpoint,
+            checkpoint=checkpoint,
             num_classes=num_classes,
             align_corners=align_corners,
             dtype=DTYPES[arguments.dtype],
             device=device,
         )
     except (ValueError, ImportError, OSError) as error:
-        raise BadInput(f"checkpoint {arguments.checkpoint}: {str(error).removeprefix('path: ')}") from None
+        raise BadInput(f"checkpoint {checkpoint}: {str(error).removeprefix('path: ')}") from None
     return found, network
 
 
@@ -75,7 +75,7 @@ def announce(network: networks.Network, description: str) -> None:
     shown.print(description, markup=False, soft_wrap=True)
     if network.random:
         shown.print(
-            "no --checkpoint: the weights are random, and so are the results; they mean nothing",
+            "no --checkpoint or --weights: the weights are random, and so are the results; they mean nothing",
             style="yellow",
             soft_wrap=True,
         )

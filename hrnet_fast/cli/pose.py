@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
     if isinstance(given, list) and len(found) > 1:
         raise BadInput(f"boxes: given for one picture, and there are {len(found)}; name their pictures in a .json file")
     estimate = PoseEstimator(network, _SIZES[arguments.size], arguments.flip, arguments.batch)
-    out, weights = Path(arguments.out), arguments.checkpoint and Path(arguments.checkpoint).name
+    out, weights = Path(arguments.out), arguments.weights or (arguments.checkpoint and Path(arguments.checkpoint).name)
 
     def load(item: files.Found):
         photograph = reading.read(item.path)

@@ -62,7 +62,11 @@ def read(path: str | PathLike) -> dict:
 def _of_onnx(path: Path) -> Mapping[str, str]:
     from hrnet_fast.export.packages import needed
 
-    proto = needed("onnx").load(path, load_external_data=False)
+    onnx = needed("onnx")
+    try:
+        proto = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's errors, which are no ValueErrors
+        raise ValueError(f"{path}: no ONNX file, or a damaged one ({' '.join(str(error).split())})") from None
     return {entry.key: entry.value for entry in proto.metadata_props}
 
 

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from torch import nn
 
+import hrnet_fast
 from hrnet_fast.checkpoints.header import Header, read_header
 from hrnet_fast.checkpoints.load import load_checkpoint
 from hrnet_fast.models import configs
@@ -64,11 +65,12 @@ def create_model(
     full_resolution: bool = True,
     fast: bool = True,
     checkpoint: str | PathLike[str] | None = None,
+    weights: str | None = None,
 ) -> nn.Module:
     """An HRNet, initialized as in the official code of its task, or with the weights of a checkpoint.
 
-    Without a checkpoint do not compare outputs: of a fresh network they are almost the same for every image and pixel
-    (segmentation, OCR) or almost zero (pose), so that even a wrong computation seems to agree. Call
+    Without trained weights do not compare outputs: of a fresh network they are almost the same for every image and
+    pixel (segmentation, OCR) or almost zero (pose), so that even a wrong computation seems to agree. Call
     ``hrnet_fast.models.randomize`` first.
 
     Args:
@@ -92,15 +94,23 @@ def create_model(
         fast: False for the plain form, step by step as in the official code. State dicts are interchangeable.
         checkpoint: a file for ``load_checkpoint``. Where ``hrnet-fast convert`` wrote it, it must hold this name and
             task; num_classes, upsample and align_corners are the file's where they are None, and must agree where not.
+        weights: published weights by name, such as "cityscapes", in place of a checkpoint: ``list_weights(name, task)``
+            names them. They are downloaded at first use (``download_weights``).
 
     Raises:
-        ValueError: an unknown name, task or upsampling, align_corners without any bilinear interpolation, counts below
-            1, or a checkpoint that does not fit or was trained otherwise.
+        ValueError: an unknown name, task, upsampling or weights, align_corners without any bilinear interpolation,
+            counts below 1, or a checkpoint that does not fit or was trained otherwise.
+        OSError: the weights cannot be downloaded; the message says why and what to do.
     """
     if task not in _TASKS:
         raise ValueError(f"task: expected one of {', '.join(map(repr, _TASKS))}, got {task!r}")
     canonical, config = configs.find(name)
     official = _TASKS[task]
+    if weights is not None:
+        if checkpoint is not None:
+            raise ValueError("weights: expected either weights by name or a checkpoint, got both")
+        checkpoint = hrnet_fast.download_weights(canonical, task, weights)  # which builds on this module
+    trained = None
     if checkpoint is not None and (trained := read_header(checkpoint)) is not None:
         asked = {"num_classes": num_classes, "upsample": upsample, "align_corners": align_corners}
         _check_trained(trained, canonical, task, asked, checkpoint)
@@ -129,6 +139,7 @@ def create_model(
         "upsample": mode,
         "align_corners": align_corners,
     }
+    model.header = trained  # what to write into a file of its weights
     official.initialize(model)
     if checkpoint is not None:
         load_checkpoint(model, checkpoint)

@@ -267,7 +267,7 @@ def _fingerprint(tensors: list[Tensor], tracked: list[Tensor]) -> tuple:
 
 
 def needs_grad(owner: nn.Module, current: FoldCache | None) -> bool:
-    """Whether autograd wants gradients of what is below ``owner``; ``current``: a cache that was just seen to hold that."""
+    """Whether autograd wants gradients of what is below ``owner``; ``current``: a cache just seen to hold that."""
     if not torch.is_grad_enabled():
         return False
     tensors = (*owner.parameters(), *owner.buffers()) if current is None else current.tensors()

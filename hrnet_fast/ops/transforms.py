@@ -34,7 +34,7 @@ def batched() -> bool:
 
 
 def ordinary(given: Tensor | Sequence[Tensor | None]) -> bool:
-    """Whether tensors are torch's own, as in every graph; of somebody else's class only standard operators are known."""
+    """Whether tensors are torch's own, as in every graph; of other classes only standard operators are known."""
     if torch.compiler.is_compiling() or (type(given) is list and _ORDINARY.issuperset(map(type, given))):
         return True
     kinds = set(map(type, given)) if isinstance(given, (list, tuple)) else {type(given)}

@@ -56,8 +56,8 @@ def optimize(
     runs it that can, and that gives the model's own results on a random image (``hrnet_fast.tolerances``):
 
     1. "planned": C++ kernels in planned memory, on CPUs that have the instructions. How half precision is computed (by
-       tiles, by pairs, with products in float32, or in float32 altogether) is measured once for each machine and kept in
-       a cache folder. Where torch may have better instructions, and where many operators have no kernel, it is timed
+       tiles, by pairs, with products in float32, or in float32 altogether) is measured once for each machine and kept
+       in a cache folder. Where torch may have better instructions, and where many operators have no kernel, it is timed
        beside "torch", and the faster one is kept.
     2. "torch": torch's operators and this package's exchange, step by step; on GPUs under CUDA graphs.
     3. "grouped", on NVIDIA GPUs with Triton: all convolutions and sums that do not depend on each other in one launch,

@@ -1,4 +1,4 @@
-"""Edits of a model, each of which does the same to two models of the same structure; and how their calls are compared."""
+"""Edits of a model, each of which does the same to two models of one structure; and how their calls are compared."""
 
 import contextlib
 import copy
@@ -265,10 +265,10 @@ def frozen_but_one(model, draw):
     weight_replaced(model, draw)
 
 
-EDITS = (activation, upsample_settings, upsample_replaced, geometry, own_forward, own_method, hook, removed_hook, parametrized,
-         weight_norm, eps, norm_replaced, norm_of_the_batch, norm_without_statistics, more_in_a_path, bias_added,
-         weights_loaded, weight_replaced, weight_written, module_replaced, optimizer_step, averaged, subclass, double,
-         observed, swapped, frozen, frozen_but_one)  # fmt: skip
+EDITS = (activation, upsample_settings, upsample_replaced, geometry, own_forward, own_method, hook, removed_hook,
+         parametrized, weight_norm, eps, norm_replaced, norm_of_the_batch, norm_without_statistics, more_in_a_path,
+         bias_added, weights_loaded, weight_replaced, weight_written, module_replaced, optimizer_step, averaged,
+         subclass, double, observed, swapped, frozen, frozen_but_one)  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------- what is around a call

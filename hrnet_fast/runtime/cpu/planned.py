@@ -41,8 +41,8 @@ def has_tiles() -> bool:
 def form(dtype: torch.dtype) -> str:
     """How networks of a dtype are computed here, the fastest way.
 
-    "tiles": products of tiles; "pairs": of pairs of bfloat16 channels; "half": images in the dtype, products in float32;
-    "float32": everything.
+    "tiles": products of tiles; "pairs": of pairs of bfloat16 channels; "half": images in the dtype, products in
+    float32; "float32": everything.
     """
     return rates.best(milliseconds_of_forms(dtype)) if dtype != torch.float32 else "float32"
 
