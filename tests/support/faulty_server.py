@@ -73,8 +73,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._head(200, {"Content-Type": "text/html; charset=utf-8", "Content-Length": "12"})
             self.wfile.write(b"<html>login<")
         elif fault == "loop":
+            self.server.faults.appendleft("loop")  # before the answer: a test may clear them when it has that
             self._head(302, {"Location": self.path})
-            self.server.faults.appendleft("loop")
         else:
             self._head(int(fault), {"Content-Length": "0"})
         self.close_connection = True

@@ -70,6 +70,7 @@ class Program:
 
     def encode(self) -> None:
         """Takes the packed weights that there are now, and lets go of those that it had."""
+        _held = getattr(self, "_places", None)  # what stays is not packed again
         self._blobs: list[Tensor] = []
         self._places: dict[Packed, tuple[int, int]] = {}  # tensor of that list, and byte; holds what this plan needs
         self._pieces = self._encode()
