@@ -57,8 +57,15 @@ class Constant:
         return out[self.index] if self.node.is_list else out
 
 
-_FOR_ANY_STRIDES = {torch.ops.aten.view.default: torch.ops.aten.reshape.default,
-                    torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default}  # fmt: skip
+def _group_norm(x: Tensor, *others: Any) -> Any:
+    return torch.ops.aten.native_group_norm.default(x.contiguous(), *others)  # it takes dense images alone
+
+
+_FOR_ANY_STRIDES = {
+    torch.ops.aten.view.default: torch.ops.aten.reshape.default,
+    torch.ops.aten._unsafe_view.default: torch.ops.aten.reshape.default,
+    torch.ops.aten.native_group_norm.default: _group_norm,
+}
 
 
 @dataclass(eq=False, repr=False)

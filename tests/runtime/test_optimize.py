@@ -414,3 +414,20 @@ def test_torch_reshapes_where_views_were_recorded():
     assert fast.engine == "torch"
     with torch.no_grad():
         torch.testing.assert_close(fast(x), net(x))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_an_operator_that_demands_dense_images_gets_them(dtype):
+    """native_group_norm raises for the strides that images have between the steps."""
+
+    class Sliced(nn.Sequential):
+        def forward(self, x):
+            return self[2](self[1](self[0](x)[:, 1:]))
+
+    model = Sliced(nn.Conv2d(3, 7, 3, padding=1), nn.GroupNorm(3, 6), nn.Conv2d(6, 4, 1)).eval().to(dtype)
+    optimized = hf.optimize(model, torch.randn(1, 3, 24, 32, dtype=dtype))
+    assert optimized.engine == ("planned" if dtype == torch.float32 and why_not_planned() is None else "torch")
+    for size in ((1, 3, 24, 32), (3, 3, 40, 31), (2, 3, 7, 5)):
+        for x in (y := torch.randn(size, dtype=dtype), y.contiguous(memory_format=torch.channels_last)):
+            with torch.no_grad():
+                assert relative_error(optimized(x), model(x.contiguous())) < MODEL[dtype]

@@ -19,6 +19,8 @@ MODES = {("nearest", False): 0, ("bilinear", False): 1, ("bilinear", True): 2}
 ARENA, _FIRST_BLOB = 0, 1
 NOWHERE = (-1, 0)
 _NOTHING = torch.empty(0)
+# Operators behind a network's last image that lose nothing by strides; others might demand dense images.
+_FOR_IMAGES_AS_THEY_LIE = {torch.ops.aten.mean.dim, torch.ops.aten.sum.dim_IntList, torch.ops.aten.amax.default}
 
 
 @dataclass
@@ -196,12 +198,13 @@ class Program:
             if not isinstance(x, Value):
                 return x
             if x in call.inputs:
-                return self._view(call.inputs[x], external, arena)
+                image = self._view(call.inputs[x], external, arena)
+                return image if call.call.node.operator in _FOR_IMAGES_AS_THEY_LIE else image.contiguous()
             return external[self._external[self._plan.values[x]]]
 
         node = call.call.node
         args, kwargs = node.arguments(argument)
-        out = node.for_any_strides()(*args, **kwargs)
+        out = node.operator(*args, **kwargs)
         results = out if node.is_list else [out]
         for value, buffer, result in zip(node.outputs, call.outputs, results, strict=True):
             if buffer is not None:
