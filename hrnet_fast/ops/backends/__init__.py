@@ -33,7 +33,8 @@ def choose(call: ExchangeCall, name: str = "auto") -> ModuleType:
     argument = "backend"
     if name == "auto":
         name, argument = os.environ.get("HRNET_FAST_BACKEND") or "auto", "HRNET_FAST_BACKEND"
-    kernels = not transformed() and ordinary([*call.inputs, *call.weights, *call[2:5]])
+    others = call.bias, call.projection, call.projection_bias
+    kernels = not transformed() and ordinary([*call.inputs, *call.weights, *others])
     if name == "auto" and not kernels:
         return reference
     if name == "auto":

@@ -88,6 +88,7 @@ def best(milliseconds: Mapping[str, float]) -> str:
     return next(form for form, ms in milliseconds.items() if ms <= _MARGIN * least)
 
 
+@functools.cache
 def cpu_model() -> str:
     """The CPU's name, as the system tells it."""
     try:
